@@ -1,0 +1,1 @@
+"""Plan, fingerprint, the Ray pipeline, resume and report."""

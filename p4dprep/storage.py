@@ -1,0 +1,254 @@
+"""Bytes at a place: a folder or a bucket behind one small interface, through fsspec.
+
+Writes are whole or absent. `put_if_absent` lets exactly one of several writers win where the store can
+(local disks by link, S3 by `If-None-Match`); elsewhere it is the best that fsspec offers.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+from p4dprep.errors import RequestError, StorageError
+
+T = TypeVar("T")
+
+RETRY_SECONDS = 60.0
+"""How long a bucket operation is retried before it counts as failed; s3fs alone gives up after about 2 s."""
+
+_PERMANENT = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+_SECRET = re.compile(
+    r"(?i)(?P<key>[\w-]*(?:secret|token|password|passwd|signature|credential|access[_-]?key|api[_-]?key|authorization)[\w-]*)"
+    r"(?P<sep>[\"']?\s*[=:]\s*[\"']?)(?P<value>[^\s&\"',}]+)"
+)
+_USERINFO = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)[^/\s@]+@")
+
+
+def redact(text: str) -> str:
+    """Text without credentials: user info and secret query values of URLs, and `secret=...`-like pairs, become ***."""
+    text = _USERINFO.sub(r"\g<scheme>***@", text)
+    return _SECRET.sub(r"\g<key>\g<sep>***", text)
+
+
+def sha256_hex(data: bytes | memoryview) -> str:
+    """Digest of an object, as commit records keep it."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def open_filesystem(
+    url: str, storage_options: Mapping[str, Any] | None = None
+) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The fsspec file system behind a URL or plain path, and the path inside it.
+
+    Listings are never cached: a stale one would hide objects that another worker has just written.
+
+    Raises:
+        RequestError: the protocol is unknown or its package is not installed.
+    """
+    options = dict(storage_options or {})
+    if "://" in url and not url.startswith(("file://", "local://")):
+        options = {"use_listings_cache": False} | options
+    else:
+        url = os.path.abspath(os.path.expanduser(url.removeprefix("file://").removeprefix("local://")))
+        options = {}
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url, **options)
+    except (ValueError, ImportError, TypeError) as error:
+        raise RequestError(f"cannot open {redact(url)}: {redact(str(error))}") from None
+    return filesystem, str(path)
+
+
+def is_local(filesystem: fsspec.AbstractFileSystem) -> bool:
+    """Whether the file system is this machine's own."""
+    return isinstance(filesystem, LocalFileSystem)
+
+
+def _is_precondition_failure(error: BaseException) -> bool:
+    response = getattr(error.__cause__, "response", None) or getattr(error, "response", None) or {}
+    return str(response.get("Error", {}).get("Code")) in ("PreconditionFailed", "412", "ConditionalRequestConflict")
+
+
+def _is_passing(error: BaseException) -> bool:
+    """Whether trying again may help: a broken connection or a busy store, not a missing file or a full disk."""
+    if isinstance(error, _PERMANENT) or _is_precondition_failure(error):
+        return False
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+        return False
+    return isinstance(error, OSError | TimeoutError) or type(error).__module__.split(".")[0] in (
+        "aiohttp", "botocore", "aiobotocore", "urllib3", "gcsfs", "httpx",
+    )  # fmt: skip
+
+
+def retry(operation: Callable[[], T], what: str) -> T:
+    """Run a storage operation, again while the store fails in a passing way.
+
+    Raises:
+        StorageError: it still fails after `RETRY_SECONDS`, or in a lasting way, credentials removed from the message.
+        FileNotFoundError, FileExistsError: as the store says.
+    """
+    attempts = Retrying(
+        retry=retry_if_exception(_is_passing),
+        stop=stop_after_delay(RETRY_SECONDS),
+        wait=wait_random_exponential(multiplier=0.2, max=10),
+        reraise=True,
+    )
+    try:
+        return attempts(operation)
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except Exception as error:
+        if _is_precondition_failure(error):
+            raise FileExistsError(what) from None
+        if isinstance(error, OSError) or _is_passing(error):
+            number = error.errno if isinstance(error, OSError) else None
+            raise StorageError(number or errno.EIO, redact(f"{what}: {type(error).__name__}: {error}")) from None
+        raise
+
+
+class Store:
+    """Objects under one root. Keys are relative POSIX paths; none can leave the root.
+
+    Args:
+        url: any fsspec URL or a plain path.
+        storage_options: passed to fsspec; held in memory only.
+    """
+
+    def __init__(self, url: str, storage_options: Mapping[str, Any] | None = None) -> None:
+        self.url = redact(url)
+        self.filesystem, root = open_filesystem(url, storage_options)
+        self.root = root.rstrip("/")
+        self.is_local = is_local(self.filesystem)
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"
+
+    def path(self, key: str) -> str:
+        """The file system's path of a key.
+
+        Raises:
+            RequestError: the key is absolute or climbs out of the root.
+        """
+        parts = PurePosixPath(key).parts
+        if not parts or key.startswith("/") or ".." in parts or "\\" in key or "\0" in key:
+            raise RequestError(f"refused key {key!r}: it does not stay under {self.url}")
+        return f"{self.root}/{key}"
+
+    def get(self, key: str) -> bytes:
+        """The whole object.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StorageError: the store failed.
+        """
+        path = self.path(key)
+        if self.is_local:
+            return retry(Path(path).read_bytes, f"read {self.url}/{key}")
+        return retry(lambda: bytes(self.filesystem.cat_file(path)), f"read {self.url}/{key}")
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Write an object unless one is there. Exactly one writer wins.
+
+        Returns:
+            True if the object now holds `data` (also when an earlier try of ours had landed); False if another
+            object was there first and stays.
+        """
+        path = self.path(key)
+        if self.is_local:
+            return retry(lambda: _link_new_file(path, data), f"write {self.url}/{key}") or self.get(key) == data
+        try:
+            retry(lambda: self.filesystem.pipe_file(path, data, mode="create"), f"write {self.url}/{key}")
+        except FileExistsError:
+            return self.get(key) == data
+        return True
+
+    def replace(self, key: str, data: bytes) -> None:
+        """Write an object whole, over whatever is there. For metadata and uncommitted leftovers only."""
+        path = self.path(key)
+        if self.is_local:
+            retry(lambda: _replace_file(path, data), f"write {self.url}/{key}")
+        else:
+            retry(lambda: self.filesystem.pipe_file(path, data), f"write {self.url}/{key}")
+
+    def exists(self, key: str) -> bool:
+        """Whether an object is there."""
+        path = self.path(key)
+        return retry(lambda: bool(self.filesystem.exists(path)), f"look up {self.url}/{key}")
+
+    def delete(self, key: str) -> None:
+        """Remove an object; a missing one is fine."""
+        path = self.path(key)
+        with contextlib.suppress(FileNotFoundError):
+            retry(lambda: self.filesystem.rm_file(path), f"delete {self.url}/{key}")
+
+    def list(self, prefix: str = "") -> dict[str, int]:
+        """Key to size in bytes of every object below a folder, in key order; empty if the folder is missing."""
+        folder = self.path(prefix.rstrip("/")) if prefix else self.root
+        if self.is_local:
+            return dict(sorted((f"{path}"[len(self.root) + 1 :], size) for path, size in _walk(folder)))
+        try:
+            found = retry(lambda: self.filesystem.find(folder, detail=True), f"list {self.url}/{prefix}")
+        except FileNotFoundError:
+            return {}
+        return dict(sorted((path[len(self.root) + 1 :], int(info["size"] or 0)) for path, info in found.items()))
+
+
+def _walk(folder: str) -> Iterator[tuple[str, int]]:
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(entry.path)
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    yield entry.path, entry.stat(follow_symlinks=False).st_size
+
+
+def _write_partial(path: str, data: bytes) -> str:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    partial = f"{path}.{secrets.token_hex(6)}.partial"
+    with open(partial, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return partial
+
+
+def _sync_folder(path: str) -> None:
+    descriptor = os.open(os.path.dirname(path), os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _link_new_file(path: str, data: bytes) -> bool:
+    if os.path.exists(path):
+        return False
+    partial = _write_partial(path, data)
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        return False
+    finally:
+        os.unlink(partial)
+    _sync_folder(path)
+    return True
+
+
+def _replace_file(path: str, data: bytes) -> None:
+    partial = _write_partial(path, data)
+    try:
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial)
+        raise
+    _sync_folder(path)

@@ -1,0 +1,1 @@
+"""Who learns; never sees a teacher."""
