@@ -1,0 +1,213 @@
+"""L4P as a teacher: `l4p:FOLDER` or `l4p:ORG/NAME[@REV]`, a folder that `import-l4p` or `save_pretrained` wrote."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from p4dprep import heads
+from p4dprep.errors import RequestError, TeacherError
+from p4dprep.targets import (
+    FrameBatch,
+    FrameGeometry,
+    Predictions,
+    TargetSpec,
+    Teacher,
+    TeacherInfo,
+    Transform,
+)
+from teachers._hub import ResolvedWeights, resolve_folder, weights_digest
+from teachers.l4p.config import CONFIG_FILE, MODALITIES, WEIGHTS_FILE, L4PConfig, Modality
+from teachers.l4p.model import L4P, L4POutput
+from teachers.l4p.windows import run_windows, window_starts
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_FLIP: tuple[Transform, ...] = ("flip_x",)
+
+CODE_VERSION = "1"
+"""Raised whenever the same weights and frames would give other numbers."""
+
+
+class L4PTeacher(Teacher):
+    """Latents of four layers, metric depth, backward flow, motion logits and camera rays."""
+
+    info = TeacherInfo(
+        summary="L4P, the paper's teacher: latents, depth, backward flow, motion and camera rays of 16-frame windows",
+        licence="the weights' own; the original's are for non-commercial research and come from the user",
+        argument="FOLDER or ORG/NAME[@REV]",
+        downloads="nothing for a folder; config and safetensors for a hub id",
+        options={"dtype": "float32 (default), bfloat16 or float16: what the weights are run in"},
+    )
+
+    def __init__(self, weights: ResolvedWeights, dtype: str) -> None:
+        self._weights = weights
+        self._dtype = dtype
+        self._config = L4PConfig.load(weights.folder)
+        self._model: L4P | None = None
+
+    @classmethod
+    def from_spec(cls, argument: str, options: Mapping[str, str]) -> Self:
+        """Build from `l4p:FOLDER?dtype=...`; reads the config, no weights."""
+        unknown = sorted(set(options) - set(cls.info.options))
+        if unknown:
+            raise RequestError(f"l4p has no option {', '.join(unknown)}; it has {', '.join(cls.info.options)}")
+        dtype = options.get("dtype", "float32")
+        if dtype not in _DTYPES:
+            raise RequestError(f"l4p cannot run in dtype {dtype!r}; choose one of {', '.join(_DTYPES)}")
+        return cls(resolve_folder(argument), dtype)
+
+    def resolved_spec(self) -> tuple[str, dict[str, str]]:
+        """The folder, or the hub id at its commit, with the dtype."""
+        return self._weights.argument, {"dtype": self._dtype}
+
+    def targets(self, frames: FrameGeometry) -> tuple[TargetSpec, ...]:
+        """Latents and four maps.
+
+        The flip of a target is the target of the flipped frames up to the teacher's own left-right error, which is what
+        students are trained to accept; camera rays would need more than a flip.
+        """
+        config, t = self._config, frames.num_frames
+        if (frames.height, frames.width) != (config.image_size, config.image_size):
+            raise RequestError(
+                f"this L4P takes frames of {config.image_size} x {config.image_size}, "
+                f"not {frames.height} x {frames.width}; sample with --size {config.image_size} and a squash"
+            )
+        window_starts(t, config.num_frames)
+        _, rows, columns = config.token_grid
+        _, ray_rows, ray_columns = config.camray_grid
+        size = (frames.height, frames.width)
+        return (
+            TargetSpec(
+                name="latents",
+                dims=("tap", "tube", "token_y", "token_x", "channel"),
+                shape=(len(config.taps), t // config.tubelet_size, rows, columns, config.hidden_size),
+                dtype=self._latents_dtype,
+                units="1",
+                quantity="latents",
+                transforms=_FLIP,
+                description=f"outputs of encoder blocks {', '.join(map(str, config.taps))}",
+            ),
+            TargetSpec(
+                name="depth",
+                dims=("t", "y", "x"),
+                shape=(t, *size),
+                dtype="float32",
+                units="m",
+                quantity="metric depth",
+                transforms=_FLIP,
+                description="depth along the optical axis",
+            ),
+            TargetSpec(
+                name="flow",
+                dims=("t", "y", "x", "uv"),
+                shape=(t, *size, 2),
+                dtype="float32",
+                units="px",
+                quantity="backward flow",
+                transforms=_FLIP,
+                invalid_frames="first",
+                description="from frame n to n-1, pixels of the sampled frame",
+            ),
+            TargetSpec(
+                name="motion",
+                dims=("t", "y", "x"),
+                shape=(t, *size),
+                dtype="float32",
+                units="1",
+                quantity="motion logit",
+                transforms=_FLIP,
+                description="logit that a pixel moves in 3D",
+            ),
+            TargetSpec(
+                name="camray",
+                dims=("t", "ray_y", "ray_x", "pluecker"),
+                shape=(t, ray_rows, ray_columns, 6),
+                dtype="float32",
+                units="1",
+                quantity="plücker rays",
+                description="direction and moment of each ray, relative to the clip's first camera",
+            ),
+        )
+
+    @property
+    def _latents_dtype(self) -> Literal["float16", "float32"]:
+        return "float16" if self._dtype == "float16" else "float32"
+
+    def fingerprint(self) -> dict[str, str]:
+        """Digest of config and weights, dtype, and the versions of window rule and code."""
+        return {
+            "weights": weights_digest(self._weights.folder, patterns=(CONFIG_FILE, WEIGHTS_FILE)),
+            "origin": self._weights.origin,
+            "dtype": self._dtype,
+            "pixels": "ImageNet mean and standard deviation",
+            "windows": f"{self._config.num_frames} frames, stride {self._config.num_frames // 2}, aligned, later wins",
+            "code": CODE_VERSION,
+        }
+
+    def setup(self, device: str) -> None:
+        """Load the weights, strictly."""
+        model = L4P.from_pretrained(self._weights.folder).requires_grad_(False)
+        self._model = model.to(device=device, dtype=_DTYPES[self._dtype])
+        self._device = device
+
+    def predict(self, batch: FrameBatch) -> Predictions:
+        """Run windows over the batch."""
+        if self._model is None:
+            raise TeacherError("this L4P is not loaded; call setup first")
+        with torch.inference_mode():
+            pixels = _normalised(torch.from_numpy(batch.frames_bthwc).to(self._device))
+            output = run_windows(self._model, pixels, self._config)
+            return Predictions(clip_ids=batch.clip_ids, arrays=self._arrays(output))
+
+    def _arrays(self, output: L4POutput) -> dict[str, NDArray[np.generic]]:
+        _, rows, columns = self._config.token_grid
+        latents = torch.stack(output.taps, dim=1).unflatten(2, (-1, rows, columns))
+        maps = output.maps
+        flow = maps["flow"].movedim(1, -1).contiguous()
+        flow[:, 0] = torch.nan
+        return {
+            "latents": _numpy(latents.to(_DTYPES[self._latents_dtype])),
+            "depth": _numpy(maps["depth"][:, 0]),
+            "flow": _numpy(flow),
+            "motion": _numpy(maps["motion"][:, 0]),
+            "camray": _numpy(maps["camray"].movedim(1, -1)),
+        }
+
+    def export_heads(self, folder: Path) -> tuple[str, ...]:
+        """Write the four heads, in the weights' own dtype, without loading the encoder."""
+        for modality in MODALITIES:
+            heads.save(self._head(modality), folder / modality)
+        return MODALITIES
+
+    def _head(self, modality: Modality) -> heads.DPTHead:
+        path, prefix = self._weights.folder / WEIGHTS_FILE, f"heads.{modality}."
+        with torch.device("meta"):
+            head = heads.DPTHead(self._config.head(modality))
+        try:
+            with safe_open(path, framework="pt") as file:
+                found = {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
+            head.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in found.items()}, assign=True)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise TeacherError(f"the {modality} head in {path} is missing or damaged: {error}") from None
+        return head
+
+    def close(self) -> None:
+        """Let go of the weights."""
+        self._model = None
+
+
+def _normalised(frames_bthwc: Tensor) -> Tensor:
+    mean = torch.tensor(_MEAN, device=frames_bthwc.device)
+    std = torch.tensor(_STD, device=frames_bthwc.device)
+    return ((frames_bthwc.float() / 255 - mean) / std).movedim(-1, 1)
+
+
+def _numpy(values: Tensor) -> NDArray[np.generic]:
+    array: NDArray[np.generic] = values.cpu().contiguous().numpy()
+    return array
