@@ -6,11 +6,13 @@ Writes are whole or absent. `put_if_absent` lets exactly one of several writers 
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -24,6 +26,9 @@ T = TypeVar("T")
 
 RETRY_SECONDS = 60.0
 """How long a bucket operation is retried before it counts as failed; s3fs alone gives up after about 2 s."""
+
+_NUM_RACES = 20
+"""How often a write is tried anew when a rival keeps getting in between."""
 
 _PERMANENT = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 _SECRET = re.compile(
@@ -154,29 +159,99 @@ class Store:
             return retry(Path(path).read_bytes, f"read {self.url}/{key}")
         return retry(lambda: bytes(self.filesystem.cat_file(path)), f"read {self.url}/{key}")
 
-    def put_if_absent(self, key: str, data: bytes) -> bool:
+    def put_if_absent(self, key: str, data: bytes, durable: bool = True) -> bool:
         """Write an object unless one is there. Exactly one writer wins.
+
+        Args:
+            key: where.
+            data: the whole object.
+            durable: wait until a local disk has it; with False, `sync` must be called before anything refers to it.
 
         Returns:
             True if the object now holds `data` (also when an earlier try of ours had landed); False if another
             object was there first and stays.
+
+        Raises:
+            StorageError: the store failed.
         """
         path = self.path(key)
+        what = f"write {self.url}/{key}"
+        for _ in range(_NUM_RACES):
+            with contextlib.suppress(FileNotFoundError):  # a rival's write that was announced and then vanished
+                if self.is_local:
+                    return retry(lambda: _link_new_file(path, data, durable), what) or self.get(key) == data
+                try:
+                    retry(lambda: self.filesystem.pipe_file(path, data, mode="create"), what)
+                except FileExistsError:
+                    return self.get(key) == data
+                return True
+        raise StorageError(errno.EIO, f"{what}: another writer came and went {_NUM_RACES} times")
+
+    def swap(self, key: str, expected: bytes, data: bytes) -> bool:
+        """Replace an object only if it still holds `expected`: for metadata and torn leftovers, never for records.
+
+        Local disks take a lock on the root folder, S3 compares the ETag; elsewhere a rival may slip in between.
+
+        Returns:
+            False if the object is gone or holds something else.
+        """
+        path = self.path(key)
+        what = f"write {self.url}/{key}"
         if self.is_local:
-            return retry(lambda: _link_new_file(path, data), f"write {self.url}/{key}") or self.get(key) == data
+            with _folder_lock(self.root):
+                if not os.path.exists(path) or self.get(key) != expected:
+                    return False
+                retry(lambda: _replace_file(path, data), what)
+            return True
         try:
-            retry(lambda: self.filesystem.pipe_file(path, data, mode="create"), f"write {self.url}/{key}")
+            tag = retry(lambda: self.filesystem.info(path), what).get("ETag")
+            if self.get(key) != expected:
+                return False
+            condition = {"IfMatch": tag} if tag and "s3" in self.filesystem.protocol else {}
+            retry(lambda: self.filesystem.pipe_file(path, data, **condition), what)
+        except FileNotFoundError:
+            return False
         except FileExistsError:
             return self.get(key) == data
         return True
 
-    def replace(self, key: str, data: bytes) -> None:
-        """Write an object whole, over whatever is there. For metadata and uncommitted leftovers only."""
-        path = self.path(key)
-        if self.is_local:
-            retry(lambda: _replace_file(path, data), f"write {self.url}/{key}")
-        else:
-            retry(lambda: self.filesystem.pipe_file(path, data), f"write {self.url}/{key}")
+    def claim(self, key: str, data: bytes, is_whole: Callable[[bytes], bool], durable: bool = True) -> bytes:
+        """Write an object unless a whole one is there; a torn leftover is replaced.
+
+        Returns:
+            The bytes that stand: `data`, or those of the writer who was first.
+        """
+        for _ in range(_NUM_RACES):
+            if self.put_if_absent(key, data, durable):
+                return data
+            present = self.get(key)
+            if is_whole(present):
+                return present
+            if self.swap(key, present, data):
+                return data
+        raise StorageError(errno.EIO, f"write {self.url}/{key}: it kept changing under {_NUM_RACES} tries")
+
+    def sync(self, keys: Iterable[str]) -> None:
+        """Wait until a local disk has these objects and their names; buckets answer only when they have."""
+        if not self.is_local:
+            return
+        paths = [self.path(key) for key in keys]
+        for path in paths:
+            retry(partial(_sync_path, path), f"sync {self.url}")
+        for folder in {os.path.dirname(path) for path in paths}:
+            retry(partial(_sync_path, folder), f"sync {self.url}")
+
+    def read_into(self, key: str, buffers: Sequence[memoryview]) -> bool:
+        """Fill buffers, one after the other, with a local object and no copy in between.
+
+        Returns:
+            False if the object has another size than the buffers together.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StorageError: the store failed.
+        """
+        return retry(lambda: _read_vector(self.path(key), buffers), f"read {self.url}/{key}")
 
     def exists(self, key: str) -> bool:
         """Whether an object is there."""
@@ -188,6 +263,26 @@ class Store:
         path = self.path(key)
         with contextlib.suppress(FileNotFoundError):
             retry(lambda: self.filesystem.rm_file(path), f"delete {self.url}/{key}")
+
+    def modified_seconds(self, key: str) -> float:
+        """When an object was last written, in seconds since the epoch.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        path = self.path(key)
+        if self.is_local:
+            return retry(lambda: os.stat(path).st_mtime, f"look up {self.url}/{key}")
+        return float(retry(lambda: self.filesystem.modified(path), f"look up {self.url}/{key}").timestamp())
+
+    def children(self, prefix: str = "") -> tuple[str, ...]:
+        """Names directly in a folder, sorted; empty if the folder is missing."""
+        folder = self.path(prefix) if prefix else self.root
+        try:
+            names = retry(lambda: self.filesystem.ls(folder, detail=False), f"list {self.url}/{prefix}")
+        except (FileNotFoundError, NotADirectoryError):
+            return ()
+        return tuple(sorted({PurePosixPath(name).name for name in names} - {PurePosixPath(folder).name}))
 
     def list(self, prefix: str = "") -> dict[str, int]:
         """Key to size in bytes of every object below a folder, in key order; empty if the folder is missing."""
@@ -211,44 +306,68 @@ def _walk(folder: str) -> Iterator[tuple[str, int]]:
                     yield entry.path, entry.stat(follow_symlinks=False).st_size
 
 
-def _write_partial(path: str, data: bytes) -> str:
+def _write_partial(path: str, data: bytes, durable: bool) -> str:
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    partial = f"{path}.{secrets.token_hex(6)}.partial"
-    with open(partial, "xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return partial
+    partial_path = f"{path}.{secrets.token_hex(6)}.partial"
+    with open(partial_path, "xb", buffering=0) as file:
+        view = memoryview(data)
+        while view:
+            view = view[file.write(view) :]
+        if durable:
+            os.fsync(file.fileno())
+    return partial_path
 
 
-def _sync_folder(path: str) -> None:
-    descriptor = os.open(os.path.dirname(path), os.O_RDONLY)
+def _sync_path(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _link_new_file(path: str, data: bytes) -> bool:
+@contextlib.contextmanager
+def _folder_lock(folder: str) -> Iterator[None]:
+    """Exclusive among threads and processes of this machine; network mounts may not have it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _read_vector(path: str, buffers: Sequence[memoryview]) -> bool:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        wanted = sum(buffer.nbytes for buffer in buffers)
+        return os.fstat(descriptor).st_size == wanted and os.preadv(descriptor, buffers, 0) == wanted
+    finally:
+        os.close(descriptor)
+
+
+def _link_new_file(path: str, data: bytes, durable: bool) -> bool:
     if os.path.exists(path):
         return False
-    partial = _write_partial(path, data)
+    partial_path = _write_partial(path, data, durable)
     try:
-        os.link(partial, path)
+        os.link(partial_path, path)
     except FileExistsError:
         return False
     finally:
-        os.unlink(partial)
-    _sync_folder(path)
+        os.unlink(partial_path)
+    if durable:
+        _sync_path(os.path.dirname(path))
     return True
 
 
 def _replace_file(path: str, data: bytes) -> None:
-    partial = _write_partial(path, data)
+    partial_path = _write_partial(path, data, durable=True)
     try:
-        os.replace(partial, path)
+        os.replace(partial_path, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(partial)
+            os.unlink(partial_path)
         raise
-    _sync_folder(path)
+    _sync_path(os.path.dirname(path))
