@@ -4,6 +4,7 @@ A corpus is an arrow table with the columns `CORPUS_COLUMNS`, and any other colu
 Everything here works on whole columns, so that a million rows are planned in seconds.
 """
 
+import contextlib
 import glob
 import io
 import json
@@ -23,8 +24,8 @@ import pyarrow.json
 import pyarrow.parquet
 
 from p4dprep._http import open_http
-from p4dprep.errors import RequestError
-from p4dprep.storage import Store, open_filesystem, redact, retry
+from p4dprep.errors import RequestError, StorageError
+from p4dprep.storage import open_filesystem, redact, retry
 from p4dprep.targets import FrameGeometry
 
 CORPUS_COLUMNS = pa.schema(
@@ -392,8 +393,24 @@ def write_manifest(table: pa.Table, url: str, storage_options: Mapping[str, Any]
     else:
         for batch in table.to_batches(max_chunksize=10_000):
             sink.writelines(f"{json.dumps(row, ensure_ascii=False)}\n".encode() for row in batch.to_pylist())
-    folder, name = posixpath.split(_local_path(url) if _is_local(url) else url)
-    Store(folder, storage_options).replace(name, sink.getvalue())
+    data = sink.getvalue()
+    if _is_local(url):
+        _write_local(_local_path(url), data)
+    else:
+        filesystem, path = open_filesystem(url, storage_options)
+        retry(lambda: filesystem.pipe_file(path, data), f"write {redact(url)}")
+
+
+def _write_local(path: str, data: bytes) -> None:
+    partial = f"{path}.{os.getpid()}.partial"
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial)
+        raise StorageError(error.errno, f"write {path}: {error.strerror}") from None
 
 
 def expand_windows(

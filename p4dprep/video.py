@@ -18,7 +18,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any, BinaryIO, Self, get_args
 
 import numpy as np
@@ -158,7 +157,7 @@ class _Child:
         if num_bytes > _MAX_HEADER_BYTES:
             raise _ChildGoneError
         try:
-            answer = json.loads(self._receive(bytearray(num_bytes), deadline))
+            answer = json.loads(bytes(self._receive(bytearray(num_bytes), deadline)))
         except ValueError:
             raise _ChildGoneError from None
         if not isinstance(answer, dict):
@@ -167,7 +166,7 @@ class _Child:
 
     def receive_frames(self, shape: tuple[int, int, int, int], deadline: float) -> NDArray[np.uint8]:
         frames = np.empty(shape, np.uint8)
-        self._receive(memoryview(frames).cast("B"), deadline)
+        self._receive(frames.data.cast("B"), deadline)
         return frames
 
     def _receive(self, buffer: bytearray | memoryview, deadline: float) -> bytearray | memoryview:
@@ -405,8 +404,9 @@ def _receive_clip(child: _Child, shape: tuple[int, int, int, int], deadline: flo
 def _failure_of(answer: Mapping[str, Any]) -> VideoError | None:
     if "failure" not in answer:
         return None
-    failure = answer["failure"] if answer["failure"] in get_args(VideoFailure) else "decoder_crashed"
-    return VideoError(failure, str(answer.get("message"))[:1000])
+    known: tuple[VideoFailure, ...] = get_args(VideoFailure)
+    named = [name for name in known if name == answer["failure"]]
+    return VideoError(named[0] if named else "decoder_crashed", str(answer.get("message"))[:1000])
 
 
 def decoder_version() -> str:
@@ -417,7 +417,7 @@ def decoder_version() -> str:
         f"{name}-{'.'.join(str(part) for part in av.library_versions[name])}"
         for name in ("libavcodec", "libavformat", "libswscale")
     )
-    return f"p4dprep-decoder-{ALGORITHM},pyav-{av.__version__},{libraries},opencv-{version('opencv-python-headless')}"
+    return f"p4dprep-decoder-{ALGORITHM},pyav-{av.__version__},{libraries}"
 
 
 @dataclass(frozen=True, kw_only=True)
