@@ -1,7 +1,7 @@
 """One zarr v3 array whose chunks are single clips: its metadata by zarr-python, its chunks by a few lines of our own.
 
 PERFORMANCE.md measured zarr-python at 4-25 times the cost of the bytes themselves; the codec chain recorded in the
-array's `zarr.json` is four numcodecs calls. Tests prove that zarr-python and xarray read what is written here.
+array's `zarr.json` is a few calls. Tests prove that zarr-python and xarray read what is written here.
 """
 
 import json
@@ -35,7 +35,7 @@ class ClipArray:
         dims: names of the axes after `clip`.
         shape: sizes of those axes.
         dtype: numpy name.
-        codecs: zarr v3 codec chain: transpose?, bytes, blosc?, crc32c.
+        codecs: zarr v3 codec chain: bytes, blosc or nothing, crc32c.
         fill_value: what zarr shows where no object is.
         attributes: attributes of the array, JSON.
         optional: whether a committed clip may lack the object.
@@ -60,21 +60,12 @@ class ClipArray:
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     @cached_property
-    def _order(self) -> tuple[int, ...] | None:
-        """Axes of one clip in the order they are stored, if that is not their own."""
-        if self.codecs[0]["name"] != "transpose":
-            return None
-        return tuple(axis - 1 for axis in self.codecs[0]["configuration"]["order"][1:])
-
-    @cached_property
     def _blosc(self) -> dict[str, Any] | None:
         return next((codec["configuration"] for codec in self.codecs if codec["name"] == "blosc"), None)
 
     def __post_init__(self) -> None:
         names = [codec["name"] for codec in self.codecs]
-        if [name for name in ("transpose", "bytes", "blosc", "crc32c") if name in names] != names or (
-            names[-1] != "crc32c" or "bytes" not in names
-        ):
+        if names not in (["bytes", "crc32c"], ["bytes", "blosc", "crc32c"]):
             raise CacheFormatError(f"array {self.name} has codecs {names}, which this version does not read")
 
     def encode(self, values: NDArray[Any]) -> bytes:
@@ -85,7 +76,7 @@ class ClipArray:
         """
         if values.shape != self.shape or values.dtype != np.dtype(self.dtype):
             raise ValueError(f"{self.name} takes {self.dtype} {self.shape}, not {values.dtype} {values.shape}")
-        stored = np.ascontiguousarray(values if self._order is None else values.transpose(self._order))
+        stored = np.ascontiguousarray(values)
         if self._blosc is None:
             data: Any = stored.reshape(-1).view(np.uint8)
         else:
@@ -103,7 +94,7 @@ class ClipArray:
         """
         body = np.frombuffer(data, np.uint8)[:-_NUM_CHECKSUM_BYTES]
         self._check_sum(body, data[-_NUM_CHECKSUM_BYTES:])
-        values = self._stored_buffer(out)
+        values = np.empty(self.shape, self.dtype) if out is None else out
         target = values.reshape(-1).view(np.uint8)
         if self._blosc is None:
             self._check_size(len(body))
@@ -114,7 +105,7 @@ class ClipArray:
                 blosc.decompress(body, target)
             except (RuntimeError, ValueError) as error:
                 raise CorruptDataError(f"it cannot be decompressed: {error}") from None
-        return self._in_own_order(values, out)
+        return values
 
     def read(self, store: Store, index: int, size_bytes: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """One clip's values; where nothing is to decode, the disk fills the array itself.
@@ -136,27 +127,12 @@ class ClipArray:
             raise CorruptDataError(f"{store.url}/{key} is damaged: {error}; run `p4dprep cache verify`") from None
 
     def _read_direct(self, store: Store, key: str, out: NDArray[Any] | None) -> NDArray[Any]:
-        values = self._stored_buffer(out)
+        values = np.empty(self.shape, self.dtype) if out is None else out
         body, check = values.reshape(-1).view(np.uint8), bytearray(_NUM_CHECKSUM_BYTES)
-        if not store.read_into(key, (memoryview(body), memoryview(check))):
+        if not store.read_into(key, (body.data, memoryview(check))):
             raise CorruptDataError(f"it has not {self.num_bytes + _NUM_CHECKSUM_BYTES} bytes")
         self._check_sum(body, check)
-        return self._in_own_order(values, out)
-
-    def _stored_buffer(self, out: NDArray[Any] | None) -> NDArray[Any]:
-        if self._order is None and out is not None:
-            return out
-        shape = self.shape if self._order is None else tuple(self.shape[axis] for axis in self._order)
-        return np.empty(shape, self.dtype)
-
-    def _in_own_order(self, values: NDArray[Any], out: NDArray[Any] | None) -> NDArray[Any]:
-        if self._order is None:
-            return values
-        values = values.transpose(np.argsort(self._order))
-        if out is None:
-            return values
-        out[...] = values
-        return out
+        return values
 
     def _check_sum(self, body: NDArray[np.uint8], check: bytes | bytearray) -> None:
         if google_crc32c.value(body) != int.from_bytes(check, "little"):
@@ -168,15 +144,14 @@ class ClipArray:
 
     def metadata(self, num_clips: int) -> dict[str, Any]:
         """The array's `zarr.json`, made by zarr-python."""
-        codecs = list(self.codecs)
         array = zarr.create_array(
             MemoryStore(),
             shape=(num_clips, *self.shape),
             chunks=(1, *self.shape),
             dtype=self.dtype,
-            filters=[codec for codec in codecs if codec["name"] == "transpose"],
-            serializer=next(codec for codec in codecs if codec["name"] == "bytes"),
-            compressors=[codec for codec in codecs if codec["name"] in ("blosc", "crc32c")],
+            filters=(),
+            serializer=self.codecs[0],
+            compressors=list(self.codecs[1:]),
             fill_value=self.fill_value,
             attributes=dict(self.attributes),
             dimension_names=("clip", *self.dims),

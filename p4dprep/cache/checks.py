@@ -173,7 +173,7 @@ def _group_info(group: Group) -> GroupInfo:
         num_bytes=sum(target.num_bytes for target in targets),
         targets=targets,
         failures=dict(failures.most_common()),
-        example_reasons={failure: reason for failure, reason in reversed(states.reasons.values())},
+        example_reasons=dict(reversed(list(states.reasons.values()))),
     )
 
 

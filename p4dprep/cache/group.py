@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -53,10 +53,7 @@ class GroupManifest:
         """
         try:
             fields = json.loads(data)
-            targets = [
-                TargetSpec(**{name: tuple(v) if isinstance(v, list) else v for name, v in spec.items()})
-                for spec in fields["targets"]
-            ]
+            targets = [_spec(spec) for spec in fields["targets"]]
             heads = tuple(ObjectRecord(**head) for head in fields["heads"])
             changed = {"targets": tuple(targets), "encodings": tuple(fields["encodings"]), "heads": heads}
             return cls(**fields | changed)
@@ -105,6 +102,12 @@ class GroupManifest:
             attributes=attributes | dict(stored.attributes),
             optional=stored.optional,
         )
+
+
+def _spec(fields: Mapping[str, Any]) -> TargetSpec:
+    """A target's declaration from its JSON, where tuples are lists."""
+    changed: dict[str, Any] = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+    return TargetSpec(**{**fields, **changed})
 
 
 def _dim_names(group: str, specs: Sequence[TargetSpec], frames: FrameGeometry) -> dict[tuple[str, str], str]:
@@ -221,7 +224,7 @@ class Group:
     def _write_time(self, index: int, time_seconds_t: NDArray[np.float64]) -> ObjectRecord:
         key = self._time.key(index)
         ours = self._time.encode(time_seconds_t)
-        standing = self.store.claim(key, ours, lambda data: self._is_whole(self._time, index, data), durable=False)
+        standing = self.store.claim(key, ours, partial(self._is_whole, self._time, index), durable=False)
         if standing != ours:
             message = f"its frame times differ from those recorded in {key}; was the video replaced? Use a new cache"
             raise VideoError("source_changed", message)
@@ -239,9 +242,7 @@ class Group:
                 continue
             part = encoded.parts.get(stored.suffix, np.zeros(stored.shape, stored.dtype))
             ours = array.encode(part)
-            data = self.store.claim(
-                array.key(index), ours, lambda data, array=array: self._is_whole(array, index, data), durable=False
-            )
+            data = self.store.claim(array.key(index), ours, partial(self._is_whole, array, index), durable=False)
             standing[stored.suffix] = part
             if data != ours:
                 standing[stored.suffix] = array.decode(data)

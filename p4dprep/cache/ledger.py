@@ -193,7 +193,8 @@ class Ledger:
                 ok[result.index], failed[result.index] = True, False
                 reasons.pop(result.index, None)
                 for item in result.objects:
-                    size_bytes[result.index, column[item.array]] = item.size_bytes
+                    if item.array in column:
+                        size_bytes[result.index, column[item.array]] = item.size_bytes
         return ClipStates(ok=ok, failed=failed, reasons=reasons, arrays=arrays, size_bytes=size_bytes, load=self.clip)
 
     def _keep(self, unit: int, records: tuple[tuple[ClipResult, ...], ...]) -> None:

@@ -4,6 +4,7 @@ import json
 import re
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -88,7 +89,7 @@ class Cache:
         names = [name for name in store.children() if not name.endswith(".partial")]
         if names and _ROOT not in names:
             raise RequestError(f"{store.url} holds {names[0]!r} and no cache; give an empty or new folder")
-        attributes = {
+        attributes: dict[str, Any] = {
             "p4dprep_format": FORMAT,
             "p4dprep_version": __version__,
             "clips_per_unit": clips_per_unit,
@@ -146,7 +147,8 @@ class Cache:
         sink = pa.BufferOutputStream()
         pq.write_table(rows.add_column(0, "index", indices), sink, compression="zstd")
         data = sink.getvalue().to_pybytes()
-        return self.store.claim(f"{_CLIPS}/part-{number:05d}.parquet", data, _is_parquet) == data
+        standing = self.store.claim(f"{_CLIPS}/part-{number:05d}.parquet", data, _is_parquet)
+        return bool(standing == data)
 
     def _read_parts(self) -> list[pa.Table]:
         """The parts in order; those read before are kept, since a part never changes."""
@@ -232,7 +234,7 @@ class Cache:
         _check_same(f"group {name!r}", _identity(manifest), _identity(ours), self.store.url, advice)
         for head in manifest.heads:
             if head.key in heads:
-                self.store.claim(head.key, heads[head.key], lambda found, head=head: sha256_hex(found) == head.digest)
+                self.store.claim(head.key, heads[head.key], partial(_has_digest, head.digest))
         self.refresh_metadata()
         return self.group(name)
 
@@ -362,6 +364,10 @@ def _read_heads(name: str, folder: Path | None) -> dict[str, bytes]:
         return {}
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {f"heads/{name}/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in files}
+
+
+def _has_digest(digest: str, data: bytes) -> bool:
+    return sha256_hex(data) == digest
 
 
 def _is_json(data: bytes) -> bool:
