@@ -1,0 +1,43 @@
+# Two commands do everything on a fresh machine with Python 3.11 and make: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+# Pinned here because it installs everything else; the same version stands in requirements.lock.
+UV_VERSION := 0.13.8
+DEMO ?= demo
+VIDEOS ?=
+
+.PHONY: install demo test check lint types imports lock clean
+
+install: .venv/installed
+
+.venv/installed: requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: install  ## videos -> Ray -> a zarr cache and a page of pictures; VIDEOS=FOLDER takes your own
+	$(BIN)/p4dprep demo $(DEMO) $(if $(VIDEOS),--videos $(VIDEOS))
+
+test: install
+	$(BIN)/python -m pytest
+
+check: lint types imports
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+imports: install
+	$(BIN)/lint-imports
+
+lock:  ## new pins; no index address is written
+	$(BIN)/uv pip compile --quiet --universal --all-extras --generate-hashes --no-header --no-emit-index-url \
+		--no-annotate --upgrade pyproject.toml --output-file requirements.lock
+
+clean:
+	rm -rf .venv $(DEMO)

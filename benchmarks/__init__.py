@@ -1,0 +1,1 @@
+"""Measurements against limits, each a ratio taken in one run on one machine; never timed tests."""

@@ -1,0 +1,56 @@
+"""The entry point `p4dprep`: registers the commands and formats the errors, nothing else."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from cli import cache, demo, doctor, extract, teachers
+from p4dprep import __version__
+from p4dprep.errors import P4DError
+from p4dprep.storage import redact
+
+DEBUG_VARIABLE = "P4DPREP_DEBUG"
+
+app = typer.Typer(
+    help="Offline Perceptual 4D Distillation: frozen teachers run once over a video corpus and leave zarr caches.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("extract")(extract.extract)
+app.add_typer(cache.app, name="cache", help="Look into a cache, verify it, show it, clean it.")
+app.add_typer(teachers.app, name="teachers", help="List the teachers; import the paper's checkpoint.")
+app.command("doctor")(doctor.doctor)
+app.command("demo")(demo.demo)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line. A `P4DError` is one line on stderr and exit code 2; P4DPREP_DEBUG=1 shows the traceback."""
+    try:
+        app()
+    except P4DError as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        print(f"p4dprep: {redact(str(error))}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("p4dprep: interrupted; what was committed stays, the same command goes on from there", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,39 @@
+"""A folder with sixty bad files among twenty good ones."""
+
+import resource
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.commands import run_json
+from tests.p4dprep.extract.builders import data_digests, write_corpus
+from tests.videos import write_bad_videos
+
+NUM_GOOD = 20
+NUM_BAD = 60
+MAX_CHILD_BYTES = 1.5 * 2**30
+OPTIONS = ("--teacher", "opencv-dis", "--frames", "4", "--size", "32")
+
+
+@pytest.mark.timeout(600)
+def test_sixty_bad_files_cost_sixty_clips_and_no_neighbour(tmp_path: Path) -> None:
+    folder = write_corpus(tmp_path / "mixed", NUM_GOOD, num_frames=8)
+    good = Path(shutil.copytree(folder, tmp_path / "good"))
+    assert len(write_bad_videos(folder)) == NUM_BAD
+    report = run_json("extract", folder, tmp_path / "cache", *OPTIONS, exit_code=1)
+    assert {key: report[key] for key in ("clips", "committed", "failed", "skipped", "missing")} == {
+        "clips": NUM_GOOD + NUM_BAD,
+        "committed": NUM_GOOD,
+        "failed": NUM_BAD,
+        "skipped": 0,
+        "missing": 0,
+    }
+    assert sum(report["failures_by_kind"].values()) == NUM_BAD
+    assert all(len(failure["reason"]) > 10 for failure in report["failures"])
+    run_json("extract", good, tmp_path / "clean", *OPTIONS)
+    assert sorted(data_digests(tmp_path / "cache").values()) == sorted(data_digests(tmp_path / "clean").values())
+    enough = run_json("extract", folder, tmp_path / "cache", *OPTIONS, "--coverage", 0.25)
+    assert (enough["committed"], enough["skipped"], enough["failed"]) == (0, NUM_GOOD, NUM_BAD)
+    peak_bytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    assert peak_bytes < MAX_CHILD_BYTES

@@ -1,0 +1,29 @@
+"""Small corpora and requests for the tests of extraction."""
+
+from pathlib import Path
+from typing import Any
+
+from cli.demo import draw_discs, write_clip
+from p4dprep.extract import ExtractConfig, parse_config
+from p4dprep.storage import Store, sha256_hex
+
+
+def write_corpus(folder: Path, num_clips: int, *, num_frames: int = 20) -> Path:
+    """Clips `clip_00.mp4` and so on, each with its own content."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in range(num_clips):
+        write_clip(folder / f"clip_{seed:02d}.mp4", draw_discs(seed)[:num_frames])
+    return folder
+
+
+def make_request(source: object, cache: object, *teachers: str, **changes: Any) -> ExtractConfig:
+    """A request for few small frames, which a test can afford."""
+    fields = {"source": str(source), "cache": str(cache), "teachers": teachers, "frames": 4, "size": 32}
+    return parse_config(fields | changes)
+
+
+def data_digests(cache: object, storage_options: dict[str, Any] | None = None) -> dict[str, str]:
+    """Key to SHA-256 of every object that holds clips' data, of all arrays."""
+    store = Store(str(cache), storage_options)
+    keys = [key for key in store.list() if not key.startswith(("ledger/", "heads/", "clips.parquet/"))]
+    return {key: sha256_hex(store.get(key)) for key in keys if not key.endswith("zarr.json")}
