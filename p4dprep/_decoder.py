@@ -26,7 +26,7 @@ import av
 import av.error
 import av.logging
 import numpy as np
-from av.video.reformatter import Interpolation
+from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from p4dprep.errors import VideoError, VideoFailure
@@ -39,6 +39,9 @@ _EXACT = (
     Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 )
 """Whole chroma, and the same bytes on every processor."""
+
+_REFORMATTER = VideoReformatter()
+"""One for all frames: it keeps its tables from frame to frame."""
 
 _OPEN_NOTHING_ELSE = {"protocol_whitelist": "none", "format_whitelist": _CONTAINERS}
 
@@ -91,10 +94,11 @@ def _open_source(request: Request) -> BinaryIO:
     except OSError as error:
         raise _fail("not_found", f"cannot be opened: {error.strerror}") from None
     status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise _fail("unknown_container", "is not a regular file but a folder, pipe or device")
     file = open(descriptor, "rb", buffering=0)  # noqa: SIM115  (the caller closes it)
     try:
-        if not stat.S_ISREG(status.st_mode):
-            raise _fail("unknown_container", "is not a regular file but a folder, pipe or device")
         if status.st_size == 0:
             raise _fail("empty_file", "is empty (0 bytes)")
         if status.st_size > request.max_source_bytes:
@@ -187,8 +191,9 @@ class _Video:
         pictures = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
         streams = [stream for stream in self._container.streams.video if not stream.disposition & pictures]
         if not streams:
-            kinds = sorted({str(stream.type) for stream in self._container.streams}) or ["nothing"]
-            raise _fail("no_video_stream", f"has no video stream, only {', '.join(kinds)}")
+            kinds = sorted({str(stream.type) for stream in self._container.streams})
+            only = f", only {', '.join(kinds)}" if kinds else " nor any other; its header is damaged"
+            raise _fail("no_video_stream", f"has no video stream{only}")
         for stream in self._container.streams:
             if stream.index != streams[0].index:
                 stream.discard = av.stream.Discard.all
@@ -446,7 +451,7 @@ def _resize(frame: Any, width: int, height: int) -> NDArray[np.uint8]:
     """
     is_shrinking = width <= frame.width and height <= frame.height
     kernel = Interpolation.AREA if is_shrinking else Interpolation.BILINEAR
-    scaled = frame.reformat(width=width, height=height, format="rgb24", interpolation=kernel | _EXACT)
+    scaled = _REFORMATTER.reformat(frame, width=width, height=height, format="rgb24", interpolation=kernel | _EXACT)
     return cast(NDArray[np.uint8], scaled.to_ndarray())
 
 

@@ -322,8 +322,9 @@ def _resolved(table: pa.Table, source: str, allow_http: bool, first_line: int) -
     _refuse(table, rules, where, first_line)
     base = posixpath.dirname(_local_path(source) if is_local else source.split("?")[0])
     relative = pc.and_(pc.invert(has_protocol), pc.invert(pc.starts_with(uris, "/")))
-    joined = pc.binary_join_element_wise(base.rstrip("/"), uris, "/")
-    return table.set_column(1, CORPUS_COLUMNS.field("uri"), pc.if_else(relative, joined, uris))
+    if pc.any(relative).as_py():
+        uris = pc.if_else(relative, pc.binary_join_element_wise(base.rstrip("/"), uris, "/"), uris)
+    return table.set_column(1, CORPUS_COLUMNS.field("uri"), uris)
 
 
 def _refuse(table: pa.Table, rules: Sequence[tuple[Any, str]], where: str, first_line: int) -> None:
@@ -365,7 +366,10 @@ def _validated(table: pa.Table, where: str, first_line: int) -> pa.Table:
 
 
 def _refuse_duplicates(ids: pa.ChunkedArray, where: str, first_line: int) -> None:
-    if pc.count_distinct(ids).as_py() == len(ids):
+    # Sorted 64-bit hashes take 8 bytes an id, a hash table of the ids themselves more than 60.
+    hashes = np.fromiter((hash(text.as_py()) for text in ids), np.int64, len(ids))
+    hashes.sort()
+    if not (hashes[1:] == hashes[:-1]).any() or pc.count_distinct(ids).as_py() == len(ids):
         return
     counts = pc.value_counts(ids)
     twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))[0]
