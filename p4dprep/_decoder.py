@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import resource
 import select
 import stat
@@ -200,11 +201,21 @@ class _Video:
         return streams[0]
 
     def _check_size(self) -> None:
-        width, height = self.context.width, self.context.height
-        if width * height > self._request.max_pixels:
-            raise _fail(
-                "too_many_pixels", f"is {width}x{height}, over the limit of {self._request.max_pixels} pixels a frame"
-            )
+        size = f"{self.context.width}x{self.context.height}"
+        if not self.context.width:  # libav itself refused the size, and only its log says which
+            with av.logging.Capture() as messages:
+                av.logging.set_level(av.logging.ERROR)
+                next(self.frames(), None)
+                av.logging.set_level(None)
+            texts = " ".join(text for _, _, text in messages)
+            refused = re.search(r"(\d+x\d+) (?:exceeds|is invalid)", texts)
+            if refused is None:
+                return
+            size = refused[1]
+        elif self.context.width * self.context.height <= self._request.max_pixels:
+            return
+        limit = self._request.max_pixels
+        raise _fail("too_many_pixels", f"is {size}, over the limit of {limit} pixels a frame")
 
     def timeline(self, pts: list[int], last_duration: int) -> _Timeline:
         """Seconds of ticks, and where the last frame ends: by its own duration, else the last interval, else a tick."""
@@ -602,6 +613,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     av.logging.set_level(None)
+    av.logging.set_skip_repeated(False)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     with open(0, "rb", closefd=False) as requests, open(1, "wb", closefd=False) as answers:
         serve(requests, answers)
