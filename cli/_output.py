@@ -70,6 +70,11 @@ def print_json(value: object) -> None:
     typer.echo(json.dumps(_plain(value), indent=2, allow_nan=False))
 
 
+def printable(text: str) -> str:
+    """Text for a terminal: control characters, which a file name may hold to play tricks, become `?`."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 def human_bytes(num_bytes: float) -> str:
     """Bytes for people, in binary units: `1.4 MiB`."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
