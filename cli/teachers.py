@@ -83,7 +83,7 @@ def import_l4p(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="The original PyTorch-Lightning checkpoint.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder for config.json and safetensors.")],
     num_heads: Annotated[int, typer.Option(min=1, help="Attention heads; shapes cannot tell.")] = 16,
-    taps: Annotated[str, typer.Option(help="Layers the heads read, from shallow to deep.")] = "14,21,28,36",
+    taps: Annotated[str, typer.Option(help="The four layers the heads read, from shallow to deep.")] = "14,21,28,36",
     as_json: JsonFlag = False,
 ) -> None:
     """Convert an original L4P checkpoint to safetensors, for `--teacher l4p:OUT`. Nothing in it is executed.
@@ -106,11 +106,11 @@ def import_l4p(
         typer.echo(f"wrote {out}; use it with --teacher l4p:{out}")
 
 
-def _parse_taps(text: str) -> tuple[int, ...]:
+def _parse_taps(text: str) -> tuple[int, int, int, int]:
     try:
-        taps = tuple(int(part) for part in text.split(","))
+        first, second, third, fourth = (int(part) for part in text.split(","))
     except ValueError:
-        raise RequestError(f"--taps {text} is not a list of layer numbers such as 14,21,28,36") from None
-    if list(taps) != sorted(set(taps)) or taps[0] < 0:
-        raise RequestError(f"--taps {text} must be ascending layer numbers, from shallow to deep")
-    return taps
+        raise RequestError(f"--taps {text} is not four layer numbers such as 14,21,28,36") from None
+    if not 0 <= first < second < third < fourth:
+        raise RequestError(f"--taps {text} must ascend, from the shallowest layer to the deepest")
+    return first, second, third, fourth

@@ -4,6 +4,7 @@ Shape suffixes: `b` batch, `t` frames, `h w` pixels, `c` channels.
 """
 
 import logging
+import math
 from typing import Any
 
 import numpy as np
@@ -114,7 +115,7 @@ class DepthAnythingTeacher(HubTeacher):
 
     def _is_usable(self, depth_thw: Any) -> bool:
         low, high = float(depth_thw.min()), float(depth_thw.max())
-        return np.isfinite([low, high]).all() and low < high and (low > 0 or not self._is_metric)
+        return math.isfinite(low) and math.isfinite(high) and low < high and (low > 0 or not self._is_metric)
 
 
 def _resize(depth_thw: Any, height: int, width: int) -> Any:
