@@ -137,7 +137,7 @@ class DPTHead(nn.Module):
         for fusion, skip in zip(reversed(self.fusions[:-1]), reversed(upper), strict=True):
             steps, rows, columns = skip.shape[-3:]
             fused = fusion(fused[..., :steps, :rows, :columns], skip)
-        values = _resize(self.narrow(fused), self.config.output_grid)
+        values: Tensor = _resize(self.narrow(fused), self.config.output_grid)
         values = self.predict(functional.relu_(self.smooth(values)))
         values = values.to(torch.promote_types(values.dtype, torch.float32))
         return values.exp() if self.config.activation == "exp" else values
@@ -149,7 +149,7 @@ class DPTHead(nn.Module):
             raise ValueError(f"taps {shapes} do not fit a head for {len(self.branches)} taps of (b, *{expected})")
 
     def _grid(self, tap_bnc: Tensor) -> Tensor:
-        return tap_bnc.transpose(1, 2).unflatten(2, self.config.token_grid)
+        return tap_bnc.transpose(1, 2).reshape(len(tap_bnc), -1, *self.config.token_grid)
 
 
 class _TapBranch(nn.Module):

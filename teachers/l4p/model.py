@@ -6,6 +6,7 @@ Shape suffixes: `b` batch, `c` channels, `t` frames, `h w` pixels, `n` tokens in
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -106,11 +107,11 @@ class L4P(nn.Module):
 def _encoder(config: L4PConfig) -> "VideoMAEModel":
     from transformers import VideoMAEConfig, VideoMAEModel  # seconds to import, which listing teachers need not pay
 
-    return VideoMAEModel(
+    encoder = VideoMAEModel(
         VideoMAEConfig(
             image_size=config.image_size,
             patch_size=config.patch_size,
-            num_frames=config.num_frames,
+            num_frames=config.tubelet_size,  # sizes the position table only, which is replaced below
             tubelet_size=config.tubelet_size,
             hidden_size=config.hidden_size,
             num_hidden_layers=config.num_layers,
@@ -121,3 +122,14 @@ def _encoder(config: L4PConfig) -> "VideoMAEModel":
             use_mean_pooling=False,  # so that the final LayerNorm exists
         )
     )
+    steps, rows, columns = config.token_grid
+    encoder.embeddings.position_embeddings = _sinusoids(steps * rows * columns, config.hidden_size)
+    return encoder
+
+
+def _sinusoids(num_positions: int, width: int) -> Tensor:
+    """Fixed positions (1, n, c) as VideoMAE has them; transformers fills the same table cell by cell, in seconds."""
+    channels = np.arange(width)
+    angles = np.arange(num_positions)[:, None] / np.power(10000, 2 * (channels // 2) / width)
+    table = np.where(channels % 2 == 0, np.sin(angles), np.cos(angles))
+    return torch.from_numpy(table.astype(np.float32))[None]

@@ -12,15 +12,7 @@ from torch import Tensor
 
 from p4dprep import heads
 from p4dprep.errors import RequestError, TeacherError
-from p4dprep.targets import (
-    FrameBatch,
-    FrameGeometry,
-    Predictions,
-    TargetSpec,
-    Teacher,
-    TeacherInfo,
-    Transform,
-)
+from p4dprep.targets import FrameBatch, FrameGeometry, Predictions, TargetSpec, Teacher, TeacherInfo, Transform
 from teachers._hub import ResolvedWeights, resolve_folder, weights_digest
 from teachers.l4p.config import CONFIG_FILE, MODALITIES, WEIGHTS_FILE, L4PConfig, Modality
 from teachers.l4p.model import L4P, L4POutput
@@ -72,67 +64,37 @@ class L4PTeacher(Teacher):
         The flip of a target is the target of the flipped frames up to the teacher's own left-right error, which is what
         students are trained to accept; camera rays would need more than a flip.
         """
-        config, t = self._config, frames.num_frames
-        if (frames.height, frames.width) != (config.image_size, config.image_size):
+        size = self._config.image_size
+        if (frames.height, frames.width) != (size, size):
             raise RequestError(
-                f"this L4P takes frames of {config.image_size} x {config.image_size}, "
-                f"not {frames.height} x {frames.width}; sample with --size {config.image_size} and a squash"
+                f"this L4P takes frames squashed to {size} x {size}, not frames of {frames.height} x {frames.width}"
             )
-        window_starts(t, config.num_frames)
+        window_starts(frames.num_frames, self._config.num_frames)
+        return self._latents_spec(frames.num_frames), *_map_specs(frames), self._camray_spec(frames.num_frames)
+
+    def _latents_spec(self, num_frames: int) -> TargetSpec:
+        config = self._config
         _, rows, columns = config.token_grid
-        _, ray_rows, ray_columns = config.camray_grid
-        size = (frames.height, frames.width)
-        return (
-            TargetSpec(
-                name="latents",
-                dims=("tap", "tube", "token_y", "token_x", "channel"),
-                shape=(len(config.taps), t // config.tubelet_size, rows, columns, config.hidden_size),
-                dtype=self._latents_dtype,
-                units="1",
-                quantity="latents",
-                transforms=_FLIP,
-                description=f"outputs of encoder blocks {', '.join(map(str, config.taps))}",
-            ),
-            TargetSpec(
-                name="depth",
-                dims=("t", "y", "x"),
-                shape=(t, *size),
-                dtype="float32",
-                units="m",
-                quantity="metric depth",
-                transforms=_FLIP,
-                description="depth along the optical axis",
-            ),
-            TargetSpec(
-                name="flow",
-                dims=("t", "y", "x", "uv"),
-                shape=(t, *size, 2),
-                dtype="float32",
-                units="px",
-                quantity="backward flow",
-                transforms=_FLIP,
-                invalid_frames="first",
-                description="from frame n to n-1, pixels of the sampled frame",
-            ),
-            TargetSpec(
-                name="motion",
-                dims=("t", "y", "x"),
-                shape=(t, *size),
-                dtype="float32",
-                units="1",
-                quantity="motion logit",
-                transforms=_FLIP,
-                description="logit that a pixel moves in 3D",
-            ),
-            TargetSpec(
-                name="camray",
-                dims=("t", "ray_y", "ray_x", "pluecker"),
-                shape=(t, ray_rows, ray_columns, 6),
-                dtype="float32",
-                units="1",
-                quantity="plücker rays",
-                description="direction and moment of each ray, relative to the clip's first camera",
-            ),
+        return TargetSpec(
+            name="latents",
+            dims=("tap", "tube", "token_y", "token_x", "channel"),
+            shape=(len(config.taps), num_frames // config.tubelet_size, rows, columns, config.hidden_size),
+            dtype=self._latents_dtype,
+            units="1",
+            quantity="latents",
+            transforms=_FLIP,
+            description=f"outputs of encoder blocks {', '.join(map(str, config.taps))}",
+        )
+
+    def _camray_spec(self, num_frames: int) -> TargetSpec:
+        return TargetSpec(
+            name="camray",
+            dims=("t", "ray_y", "ray_x", "pluecker"),
+            shape=(num_frames, *self._config.camray_grid[1:], 6),
+            dtype="float32",
+            units="1",
+            quantity="plücker rays",
+            description="direction and moment of each ray, relative to the clip's first camera",
         )
 
     @property
@@ -167,7 +129,8 @@ class L4PTeacher(Teacher):
 
     def _arrays(self, output: L4POutput) -> dict[str, NDArray[np.generic]]:
         _, rows, columns = self._config.token_grid
-        latents = torch.stack(output.taps, dim=1).unflatten(2, (-1, rows, columns))
+        taps = torch.stack(output.taps, dim=1)
+        latents = taps.reshape(*taps.shape[:2], -1, rows, columns, taps.shape[-1])
         maps = output.maps
         flow = maps["flow"].movedim(1, -1).contiguous()
         flow[:, 0] = torch.nan
@@ -200,6 +163,42 @@ class L4PTeacher(Teacher):
     def close(self) -> None:
         """Let go of the weights."""
         self._model = None
+
+
+def _map_specs(frames: FrameGeometry) -> tuple[TargetSpec, ...]:
+    dims, shape = ("t", "y", "x"), (frames.num_frames, frames.height, frames.width)
+    depth = TargetSpec(
+        name="depth",
+        dims=dims,
+        shape=shape,
+        dtype="float32",
+        units="m",
+        quantity="metric depth",
+        transforms=_FLIP,
+        description="depth along the optical axis",
+    )
+    flow = TargetSpec(
+        name="flow",
+        dims=(*dims, "uv"),
+        shape=(*shape, 2),
+        dtype="float32",
+        units="px",
+        quantity="backward flow",
+        transforms=_FLIP,
+        invalid_frames="first",
+        description="from frame n to n-1, in pixels of the sampled frame",
+    )
+    motion = TargetSpec(
+        name="motion",
+        dims=dims,
+        shape=shape,
+        dtype="float32",
+        units="1",
+        quantity="motion logit",
+        transforms=_FLIP,
+        description="logit that a pixel moves in 3D, not merely because the camera does",
+    )
+    return depth, flow, motion
 
 
 def _normalised(frames_bthwc: Tensor) -> Tensor:

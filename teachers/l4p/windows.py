@@ -15,6 +15,9 @@ from p4dprep.errors import RequestError
 from teachers.l4p.config import L4PConfig, Modality
 from teachers.l4p.model import L4POutput
 
+FARTHEST = 100.0
+"""How many times farther than anything in the overlap an aligned depth may lie."""
+
 
 def window_starts(num_frames: int, window: int) -> tuple[int, ...]:
     """First frames of the windows that tile a clip exactly.
@@ -76,8 +79,8 @@ def _append_map(name: Modality, earlier: Tensor, later: Tensor, start: int) -> T
 def align_inverse_depth(depth_b1thw: Tensor, reference_b1thw: Tensor) -> Tensor:
     """Depth whose inverse was scaled and shifted to fit a reference on the first frames, by least squares per clip.
 
-    Exact if the reference's inverse depth is a scaled and shifted copy. An inverse depth that the fit pushes to zero or
-    below, at or past infinity, is held at the farthest depth that either input has, since a depth must be positive.
+    Exact if the reference's inverse depth is a scaled and shifted copy. A depth must be positive and finite: what the
+    fit pushes past `FARTHEST` times the farthest depth of the reference, or past infinity, is held there.
 
     Args:
         depth_b1thw: a later window.
@@ -92,9 +95,9 @@ def align_inverse_depth(depth_b1thw: Tensor, reference_b1thw: Tensor) -> Tensor:
     covariance = (centred * (target - target_mean)).sum(1, keepdim=True)
     scale = torch.where(variance > 0, covariance / variance, 1.0)
     shift = target_mean - scale * source_mean
-    farthest = torch.minimum(inverse.flatten(1).amin(1, keepdim=True), target.amin(1, keepdim=True))
-    scale, shift, farthest = (value[:, :, None, None, None] for value in (scale, shift, farthest))
-    return (scale * inverse + shift).maximum(farthest).reciprocal().to(depth_b1thw.dtype)
+    least = target.amin(1, keepdim=True) / FARTHEST
+    scale, shift, least = (value[:, :, None, None, None] for value in (scale, shift, least))
+    return (scale * inverse + shift).maximum(least).reciprocal().to(depth_b1thw.dtype)
 
 
 def align_rays(rays_b6tyx: Tensor, reference_b6tyx: Tensor) -> Tensor:
@@ -128,5 +131,6 @@ def align_rays(rays_b6tyx: Tensor, reference_b6tyx: Tensor) -> Tensor:
 def _best_rotation(source_b3n: Tensor, target_b3n: Tensor) -> Tensor:
     left, _, right = torch.linalg.svd(target_b3n @ source_b3n.mT)
     signs = torch.ones_like(left[:, 0])
-    signs[:, 2] = torch.linalg.det(left @ right)
-    return (left * signs[:, None]) @ right
+    signs[:, 2] = torch.linalg.det(left @ right)  # -1 would be a reflection: turn the weakest axis
+    rotation: Tensor = (left * signs[:, None]) @ right
+    return rotation
