@@ -100,6 +100,13 @@ def retry(operation: Callable[[], T], what: str) -> T:
         StorageError: it still fails after `RETRY_SECONDS`, or in a lasting way, credentials removed from the message.
         FileNotFoundError, FileExistsError: as the store says.
     """
+    try:
+        return operation()
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except Exception as error:
+        if not _is_passing(error):
+            raise _final(error, what) from None
     attempts = Retrying(
         retry=retry_if_exception(_is_passing),
         stop=stop_after_delay(RETRY_SECONDS),
@@ -111,12 +118,17 @@ def retry(operation: Callable[[], T], what: str) -> T:
     except (FileNotFoundError, FileExistsError):
         raise
     except Exception as error:
-        if _is_precondition_failure(error):
-            raise FileExistsError(what) from None
-        if isinstance(error, OSError) or _is_passing(error):
-            number = error.errno if isinstance(error, OSError) else None
-            raise StorageError(number or errno.EIO, redact(f"{what}: {type(error).__name__}: {error}")) from None
-        raise
+        raise _final(error, what) from None
+
+
+def _final(error: Exception, what: str) -> Exception:
+    """What a caller gets to see of a failure that will not pass."""
+    if _is_precondition_failure(error):
+        return FileExistsError(what)
+    if isinstance(error, OSError) or _is_passing(error):
+        number = error.errno if isinstance(error, OSError) else None
+        return StorageError(number or errno.EIO, redact(f"{what}: {type(error).__name__}: {error}"))
+    return error
 
 
 class Store:
@@ -309,12 +321,17 @@ def _walk(folder: str) -> Iterator[tuple[str, int]]:
 def _write_partial(path: str, data: bytes, durable: bool) -> str:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     partial_path = f"{path}.{secrets.token_hex(6)}.partial"
-    with open(partial_path, "xb", buffering=0) as file:
-        view = memoryview(data)
-        while view:
-            view = view[file.write(view) :]
-        if durable:
-            os.fsync(file.fileno())
+    try:
+        with open(partial_path, "xb", buffering=0) as file:
+            view = memoryview(data)
+            while view:
+                view = view[file.write(view) :]
+            if durable:
+                os.fsync(file.fileno())
+    except BaseException:  # a full disk above all: leave nothing
+        with contextlib.suppress(OSError):
+            os.unlink(partial_path)
+        raise
     return partial_path
 
 

@@ -142,11 +142,11 @@ class ClipArray:
         if num_bytes != self.num_bytes:
             raise CorruptDataError(f"it decodes to {num_bytes} bytes, not {self.num_bytes}")
 
-    def metadata(self, num_clips: int) -> dict[str, Any]:
-        """The array's `zarr.json`, made by zarr-python."""
+    @cached_property
+    def _metadata(self) -> str:
         array = zarr.create_array(
             MemoryStore(),
-            shape=(num_clips, *self.shape),
+            shape=(0, *self.shape),
             chunks=(1, *self.shape),
             dtype=self.dtype,
             filters=(),
@@ -158,8 +158,12 @@ class ClipArray:
             chunk_key_encoding={"name": "default", "separator": "."},
             zarr_format=3,
         )
-        made: dict[str, Any] = json.loads(json.dumps(array.metadata.to_dict()))
-        return made
+        return json.dumps(array.metadata.to_dict())
+
+    def metadata(self, num_clips: int) -> dict[str, Any]:
+        """The array's `zarr.json`, made by zarr-python."""
+        made: dict[str, Any] = json.loads(self._metadata)
+        return made | {"shape": [num_clips, *self.shape]}
 
 
 def time_array(num_frames: int) -> ClipArray:

@@ -168,7 +168,8 @@ class Cache:
 
     def groups(self) -> tuple[str, ...]:
         """Names of the groups, sorted."""
-        return tuple(name for name in self.store.children("ledger") if self._manifest(name) is not None)
+        names = self.store.children("ledger")
+        return tuple(name for name in names if name in self._groups or self._manifest(name) is not None)
 
     def _manifest(self, name: str) -> GroupManifest | None:
         try:
@@ -255,12 +256,20 @@ class Cache:
             MissingDataError: no such target or clip, or it was never committed.
             CorruptDataError: its bytes are gone or damaged.
         """
-        for name in self.groups():
-            target = array_target.removeprefix(f"{name}_")
-            if target != array_target and any(spec.name == target for spec in self.group(name).targets):
-                return self.group(name).read(clip if isinstance(clip, int) else self._index(clip), target)
-        known = [f"{name}_{spec.name}" for name in self.groups() for spec in self.group(name).targets]
-        raise MissingDataError(f"{self.store.url} has no target {array_target!r}; it has {known}")
+        group, target = (
+            self._find(array_target, tuple(self._groups)) or self._find(array_target, self.groups()) or ("", "")
+        )
+        if not group:
+            known = [f"{name}_{spec.name}" for name in self.groups() for spec in self.group(name).targets]
+            raise MissingDataError(f"{self.store.url} has no target {array_target!r}; it has {known}")
+        return self.group(group).read(clip if isinstance(clip, int) else self._index(clip), target)
+
+    def _find(self, array_target: str, groups: Sequence[str]) -> tuple[str, str] | None:
+        for name in groups:
+            for spec in self.group(name).targets:
+                if array_target == f"{name}_{spec.name}":
+                    return name, spec.name
+        return None
 
     def _index(self, clip_id: str) -> int:
         table = self.clips()
