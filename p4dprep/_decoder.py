@@ -41,6 +41,7 @@ _EXACT = (
 )
 """Whole chroma, and the same bytes on every processor."""
 
+_HEADROOM_BYTES = 2**24
 _REFORMATTER = VideoReformatter()
 """One for all frames: it keeps its tables from frame to frame."""
 
@@ -309,9 +310,18 @@ class _Video:
         except av.error.FFmpegError as error:
             if isinstance(error, MemoryError):
                 raise
+            self._check_headroom()
             return [frame for frame in self._drain() if frame.pts != packet.pts], True
         good = [frame for frame in frames if not frame.is_corrupt]
         return good, len(good) != len(frames)
+
+    def _check_headroom(self) -> None:
+        """Tell damage from starvation: libav calls a failed allocation invalid data too.
+
+        Raises:
+            MemoryError: there is no room for a few more frames.
+        """
+        np.empty(_HEADROOM_BYTES + 12 * self.context.width * self.context.height, np.uint8)
 
     def _drain(self) -> list[Any]:
         frames = []

@@ -58,8 +58,8 @@ class DecodeLimits:
     def __post_init__(self) -> None:
         if not 0 < self.timeout_seconds < 1e6:
             raise RequestError(f"timeout_seconds is {self.timeout_seconds}; it must be above 0")
-        if self.memory_bytes < 2**29:
-            raise RequestError(f"memory_bytes is {self.memory_bytes}; a decoder needs at least {2**29} to start")
+        if self.memory_bytes < 2**28:
+            raise RequestError(f"memory_bytes is {self.memory_bytes}; a decoder needs at least {2**28} to start")
         if self.max_pixels < 1 or self.max_source_bytes < 1:
             raise RequestError(f"max_pixels and max_source_bytes must be at least 1, not {self}")
 
