@@ -116,8 +116,13 @@ def _download(name: str, revision: str | None, patterns: tuple[str, ...]) -> Pat
             "download them once with a connection, or name a local folder"
         ) from None
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
-        first_line = redact(str(error)).strip().partition("\n")[0]
-        raise TeacherError(f"weights {asked} cannot be fetched: {type(error).__name__}: {first_line}") from None
+        raise TeacherError(f"weights {asked} cannot be fetched: {one_line(error)}") from None
+
+
+def one_line(error: BaseException) -> str:
+    """A foreign error within a message of ours: its type and text on one line, without credentials, cut to fit."""
+    text = " ".join(redact(str(error)).split())
+    return f"{type(error).__name__}: {text[:300]}{'...' if len(text) > 300 else ''}"
 
 
 def weights_digest(folder: Path, *, patterns: tuple[str, ...] = HUB_FORMAT) -> str:
@@ -203,7 +208,7 @@ def load_pretrained(
     except TeacherError:
         raise
     except Exception as error:  # a damaged file fails in many libraries' own ways
-        reason = f"{type(error).__name__}: {error}"
+        reason = one_line(error)
         raise TeacherError(f"cannot load {folder} as {model_class.__name__} on {device}: {reason}") from error
     return module
 

@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 
 from p4dprep.errors import RequestError, TeacherError, TeacherOutputError
 from p4dprep.registry import take_options
-from p4dprep.storage import redact
 from p4dprep.targets import FrameBatch, FrameGeometry, Predictions, TargetSpec, Teacher, TeacherInfo
 from teachers._flow import DIRECTIONS, Direction, as_direction, flow_target, frame_pairs
-from teachers._hub import file_digest, library_version
+from teachers._hub import file_digest, library_version, one_line
 
 CODE_VERSION = "1"
 PAIRS_PER_FORWARD = 4
@@ -49,7 +48,7 @@ def import_ptlflow() -> Any:
             warnings.filterwarnings("ignore", message="invalid escape sequence", category=DeprecationWarning)
             import ptlflow
     except Exception as error:  # it imports 60 models, each with needs of its own
-        raise TeacherError(f"ptlflow cannot be imported: {type(error).__name__}: {error}") from error
+        raise TeacherError(f"ptlflow cannot be imported: {one_line(error)}") from error
     return ptlflow
 
 
@@ -142,13 +141,20 @@ class PTLFlowTeacher(Teacher):
         """Build the model and load every weight of the checkpoint."""
         model_class = self._model_class()
         weights = load_checkpoint(self._weights_file)
+        where = f"cannot load {self._weights_file} as ptlflow's {self._name}"
         try:
             model = model_class()
+            known = model.state_dict().keys()
+            odd = [f"lacks {name}" for name in known - weights.keys()]
+            odd += [f"has {name}, unknown to it" for name in weights.keys() - known]
+            if odd:
+                raise TeacherError(f"{where}: {len(odd)} weights do not fit; the file {min(odd)}")
             model.load_state_dict(weights, strict=True)
             self._model = model.eval().requires_grad_(False).to(device)
+        except TeacherError:
+            raise
         except Exception as error:  # each of 60 models fails in its own way
-            reason = f"{type(error).__name__}: {error}"
-            raise TeacherError(f"cannot load {self._weights_file} as ptlflow's {self._name}: {reason}") from error
+            raise TeacherError(f"{where}: {one_line(error)}") from error
         self._device = device
 
     def predict(self, batch: FrameBatch) -> Predictions:
@@ -199,7 +205,7 @@ def _download(url: str) -> Path:
         hub.download_url_to_file(url, os.fspath(path), digest[1] if digest else None, progress=False)
     except (OSError, RuntimeError) as error:
         raise TeacherError(
-            f"cannot fetch {url}: {redact(str(error))}; download it yourself and name the file: MODEL@FILE"
+            f"cannot fetch {url}: {one_line(error)}; download it yourself and name the file: MODEL@FILE"
         ) from None
     return path
 
@@ -220,12 +226,13 @@ def load_checkpoint(path: Path) -> Mapping[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # what it warns of is a pickle that it then refuses or reads whole
+            warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise TeacherError(f"refused {path}: it holds more than tensors and plain values ({reason})") from None
+        raise TeacherError(f"refused {path}: it holds more than tensors and plain values, {one_line(error)}") from None
     except (OSError, RuntimeError, EOFError, ValueError, SafetensorError) as error:
-        raise TeacherError(f"cannot read checkpoint {path}: {type(error).__name__}: {error}") from None
+        raise TeacherError(f"cannot read checkpoint {path}: {one_line(error)}") from None
     weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(weights, dict):
         raise TeacherError(f"{path} is no ptlflow checkpoint: it has no `state_dict`")

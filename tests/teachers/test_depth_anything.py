@@ -121,9 +121,13 @@ def test_a_config_of_another_model_is_refused(
 ) -> None:
     folder = _edited(relative, tmp_path, **changes)
     teacher = build(parse_teacher(f"depth-anything:{folder}"))
-    with pytest.raises(TeacherError, match=reason):
+
+    def use() -> None:
         teacher.targets(GEOMETRY)
         teacher.setup("cpu")
+
+    with pytest.raises(TeacherError, match=reason):
+        use()
 
 
 def test_missing_weights_are_an_error_not_random_numbers(relative: Path, tmp_path: Path) -> None:
