@@ -172,7 +172,9 @@ def gc(
 @app.command()
 def show(
     cache: CacheArgument,
-    clip: Annotated[str | None, typer.Argument(help="Id or index of a clip.", show_default=False)] = None,
+    clip: Annotated[
+        str | None, typer.Argument(metavar="CLIP", help="Id or index of a clip.", show_default=False)
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="PNG file or folder for strips.  [default: this folder]")] = None,
     html: Annotated[Path | None, typer.Option(help="HTML file to write.  [default: CACHE's name]")] = None,
     num_clips: Annotated[int, typer.Option(min=1, help="Clips on the page, when no clip is named.")] = 6,

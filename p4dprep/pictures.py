@@ -363,14 +363,15 @@ def strip(rows: Sequence[Row], time_seconds_t: NDArray[np.float64], *, title: st
     num_frames = len(time_seconds_t)
     columns = np.unique(np.linspace(0, num_frames - 1, min(num_frames, MAX_COLUMNS)).round().astype(int))
     height = _cell_height(rows)
-    head = _TITLE_HEIGHT + _TIMES_HEIGHT
+    times_top = _TITLE_HEIGHT if title else _GAP
+    head = times_top + _TIMES_HEIGHT
     size = (_LABEL_WIDTH + len(columns) * (_CELL_WIDTH + _GAP) + _GAP, head + len(rows) * (height + _GAP) + _GAP)
     canvas = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(canvas)
     draw.text((8, 9), title, font=ImageFont.load_default(16), fill=_INK)
     for place, frame in enumerate(columns):
         x = _LABEL_WIDTH + place * (_CELL_WIDTH + _GAP)
-        draw.text((x, _TITLE_HEIGHT), f"{time_seconds_t[frame]:.2f} s", font=ImageFont.load_default(13), fill=_FAINT)
+        draw.text((x, times_top), f"{time_seconds_t[frame]:.2f} s", font=ImageFont.load_default(13), fill=_FAINT)
     for number, row in enumerate(rows):
         top = head + number * (height + _GAP)
         _draw_label(canvas, row, top)

@@ -116,6 +116,8 @@ def commit_clip(group: Group, index: int, clip: ClipFrames, arrays: dict[str, ND
 def build_cache(folder: Path, *, num_clips: int = 3, num_failed: int = 1, name: str = "{index}.mp4") -> Cache:
     """`folder/cache` over `folder/videos` with the groups of `TARGETS`; the last clips failed in every group.
 
+    Clips with an odd index begin 0.5 s into their video.
+
     Args:
         folder: an empty folder.
         num_clips: clips in all, with ids `clip-0`, `clip-1`, ...
@@ -124,7 +126,10 @@ def build_cache(folder: Path, *, num_clips: int = 3, num_failed: int = 1, name: 
     """
     videos = [folder / "videos" / name.replace("{index}", str(index)) for index in range(num_clips)]
     videos[0].parent.mkdir()
-    rows = [{"id": f"clip-{index}", "uri": str(path)} for index, path in enumerate(videos)]
+    starts = [0.5 if index % 2 else None for index in range(num_clips)]
+    rows = [
+        {"id": f"clip-{index}", "uri": str(videos[index]), "start_seconds": starts[index]} for index in range(num_clips)
+    ]
     cache = Cache.create(str(folder / "cache"), SAMPLING, clips_per_unit=2)
     cache.extend(pa.Table.from_pylist(rows, schema=CORPUS_COLUMNS))
     groups = {
@@ -133,7 +138,7 @@ def build_cache(folder: Path, *, num_clips: int = 3, num_failed: int = 1, name: 
     with Decoder() as decoder:
         for index, path in enumerate(videos[: num_clips - num_failed]):
             write_video(path, index)
-            clip = decoder.read(path, SAMPLING)
+            clip = decoder.read(path, SAMPLING, starts[index])
             for kind, arrays in arrays_of(clip).items():
                 commit_clip(groups[kind], index, clip, arrays)
     for index in range(num_clips - num_failed, num_clips):
