@@ -31,7 +31,7 @@ class _GuardedRedirects(urllib.request.HTTPRedirectHandler):
             PermissionError: the redirect leaves HTTP(S) or leads to an address that is not public.
         """
         target = urlsplit(newurl)
-        if target.scheme not in ("http", "https"):
+        if target.scheme not in ("http", "https"):  # urllib itself lets ftp through
             raise PermissionError("a redirect to another protocol was refused")
         if (target.hostname, target.port) != (urlsplit(req.full_url).hostname, urlsplit(req.full_url).port):
             _refuse_internal(target.hostname or "")
@@ -59,6 +59,9 @@ def open_http(url: str) -> IO[bytes]:
         response: IO[bytes] = opener.open(url, timeout=TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
         error.close()
+        if error.code < 400:
+            message = f"a redirect to another protocol, or one too many, was refused (HTTP {error.code})"
+            raise PermissionError(message) from None
         if error.code in (401, 403):
             raise PermissionError(f"HTTP {error.code}") from None
         if 400 <= error.code < 500 and error.code not in (408, 429):

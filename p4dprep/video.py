@@ -452,14 +452,18 @@ def local_copy(
     """
     if "://" not in uri or uri.startswith(("file://", "local://")):
         path = os.path.abspath(uri.removeprefix("file://").removeprefix("local://"))
-        with _open_regular(path) as file:
-            digest, size_bytes = _copy(file, None, max_bytes)
+        digest, size_bytes = retry(lambda: _measure(path, max_bytes), f"read {path}")
         yield LocalVideo(path=path, digest=digest, size_bytes=size_bytes)
         return
     suffix = os.path.splitext(uri.split("?")[0])[1][:16]
     with tempfile.NamedTemporaryFile(prefix="p4dprep-", suffix=suffix) as target:
         digest, size_bytes = retry(lambda: _download(uri, storage_options, target, max_bytes), f"read {redact(uri)}")
         yield LocalVideo(path=target.name, digest=digest, size_bytes=size_bytes)
+
+
+def _measure(path: str, max_bytes: int) -> tuple[str, int]:
+    with _open_regular(path) as file:
+        return _copy(file, None, max_bytes)
 
 
 def _download(uri: str, storage_options: Mapping[str, Any] | None, target: Any, max_bytes: int) -> tuple[str, int]:
