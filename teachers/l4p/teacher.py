@@ -1,6 +1,7 @@
 """L4P as a teacher: `l4p:FOLDER` or `l4p:ORG/NAME[@REV]`, a folder that `import-l4p` or `save_pretrained` wrote."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self
 
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from p4dprep import heads
 from p4dprep.errors import RequestError, TeacherError
+from p4dprep.registry import take_options
 from p4dprep.targets import FrameBatch, FrameGeometry, Predictions, TargetSpec, Teacher, TeacherInfo, Transform
-from teachers._hub import ResolvedWeights, resolve_folder, weights_digest
+from teachers._hub import ResolvedWeights, library_version, resolve_folder, weights_digest
 from teachers.l4p.config import CONFIG_FILE, MODALITIES, WEIGHTS_FILE, L4PConfig, Modality
 from teachers.l4p.model import L4P, L4POutput
 from teachers.l4p.windows import run_windows, window_starts
@@ -46,12 +48,7 @@ class L4PTeacher(Teacher):
     @classmethod
     def from_spec(cls, argument: str, options: Mapping[str, str]) -> Self:
         """Build from `l4p:FOLDER?dtype=...`; reads the config, no weights."""
-        unknown = sorted(set(options) - set(cls.info.options))
-        if unknown:
-            raise RequestError(f"l4p has no option {', '.join(unknown)}; it has {', '.join(cls.info.options)}")
-        dtype = options.get("dtype", "float32")
-        if dtype not in _DTYPES:
-            raise RequestError(f"l4p cannot run in dtype {dtype!r}; choose one of {', '.join(_DTYPES)}")
+        dtype = take_options("l4p", options, {"dtype": tuple(_DTYPES)})["dtype"]
         return cls(resolve_folder(argument), dtype)
 
     def resolved_spec(self) -> tuple[str, dict[str, str]]:
@@ -102,15 +99,22 @@ class L4PTeacher(Teacher):
         return "float16" if self._dtype == "float16" else "float32"
 
     def fingerprint(self) -> dict[str, str]:
-        """Digest of config and weights, dtype, and the versions of window rule and code."""
+        """Digest of config and weights, dtype, window rule, and the versions of libraries and code."""
+        window = self._config.num_frames
         return {
-            "weights": weights_digest(self._weights.folder, patterns=(CONFIG_FILE, WEIGHTS_FILE)),
-            "origin": self._weights.origin,
+            "weights": self._weights.origin,
+            "weights_sha256": self._digest,
             "dtype": self._dtype,
-            "pixels": "ImageNet mean and standard deviation",
-            "windows": f"{self._config.num_frames} frames, stride {self._config.num_frames // 2}, aligned, later wins",
+            "pixels": f"0-1 less {_MEAN}, over {_STD}",
+            "windows": f"{window} frames, stride {window // 2}; depth and rays aligned; a later window overwrites",
+            "torch": library_version("torch"),
+            "transformers": library_version("transformers"),
             "code": CODE_VERSION,
         }
+
+    @cached_property
+    def _digest(self) -> str:
+        return weights_digest(self._weights.folder, patterns=(CONFIG_FILE, WEIGHTS_FILE))
 
     def setup(self, device: str) -> None:
         """Load the weights, strictly."""
@@ -121,7 +125,7 @@ class L4PTeacher(Teacher):
     def predict(self, batch: FrameBatch) -> Predictions:
         """Run windows over the batch."""
         if self._model is None:
-            raise TeacherError("this L4P is not loaded; call setup first")
+            raise TeacherError("l4p: predict was called before setup or after close")
         with torch.inference_mode():
             pixels = _normalised(torch.from_numpy(batch.frames_bthwc).to(self._device))
             output = run_windows(self._model, pixels, self._config)

@@ -22,6 +22,7 @@ from p4dprep.errors import RequestError, TeacherError
 from p4dprep.targets import FrameBatch, FrameGeometry, Predictions, check_predictions
 from teachers.l4p import L4P, L4PConfig, L4POutput, L4PTeacher, import_checkpoint, run_windows
 from teachers.l4p.windows import align_inverse_depth, align_rays
+from tests.teachers.contract import TeacherContract
 
 TINY = L4PConfig(
     image_size=28, patch_size=7, hidden_size=16, num_layers=5, num_heads=2, mlp_size=24, taps=(1, 2, 3, 4),
@@ -495,6 +496,20 @@ def row(predictions: Predictions, name: str, index: int) -> np.ndarray:
     return np.asarray(predictions.arrays[name][index])
 
 
+class TestTeacherContract(TeacherContract):
+    geometry = GEOMETRY
+    tolerance = 1e-4  # random weights and the alignment of windows amplify rounding
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def weights(cls, folder: Path) -> Path:
+        return folder
+
+    @classmethod
+    def spec_text(cls, weights: Path | None) -> str:
+        return f"l4p:{weights}"
+
+
 class TestTeacher:
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
     def test_predictions_fit_the_declared_targets(self, folder: Path, dtype: str) -> None:
@@ -526,13 +541,6 @@ class TestTeacher:
         np.testing.assert_allclose(arrays["flow"][0, 5, 7, 9], flow[:, 5, 7, 9], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(arrays["camray"][0, 5, 1, 2], rays[:, 5, 1, 2], rtol=1e-4, atol=1e-5)
 
-    def test_a_clips_rows_do_not_depend_on_its_neighbours(self, folder: Path) -> None:
-        teacher, batch = loaded_teacher(folder), frame_batch()
-        together, alone = teacher.predict(batch), teacher.predict(batch.select(1))
-        for name in together.arrays:
-            one, other = row(together, name, 1), row(alone, name, 0)
-            np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4 * float(np.nanmax(np.abs(one))))
-
     def test_maps_and_latents_may_be_flipped_and_rays_may_not(self, folder: Path) -> None:
         specs = L4PTeacher.from_spec(str(folder), {}).targets(GEOMETRY)
         assert {spec.name for spec in specs if spec.transforms == ("flip_x",)} == {"latents", "depth", "flow", "motion"}
@@ -544,15 +552,9 @@ class TestTeacher:
         with pytest.raises(RequestError, match="cannot take 20 frames"):
             teacher.targets(FrameGeometry(num_frames=20, height=28, width=28))
 
-    def test_options_are_checked_and_resolved(self, folder: Path, tmp_path: Path) -> None:
-        teacher = L4PTeacher.from_spec(str(folder), {"dtype": "bfloat16"})
-        assert teacher.resolved_spec() == (str(folder.resolve()), {"dtype": "bfloat16"})
-        with pytest.raises(RequestError, match="no option speed; it has dtype"):
-            L4PTeacher.from_spec(str(folder), {"speed": "fast"})
-        with pytest.raises(RequestError, match="cannot run in dtype 'int8'; choose one of float32"):
+    def test_the_dtype_is_checked(self, folder: Path) -> None:
+        with pytest.raises(RequestError, match="int8"):
             L4PTeacher.from_spec(str(folder), {"dtype": "int8"})
-        with pytest.raises(RequestError, match="there is no such folder"):
-            L4PTeacher.from_spec(str(tmp_path / "none"), {})
 
     def test_the_fingerprint_follows_weights_config_and_dtype(self, folder: Path, tmp_path: Path) -> None:
         before = L4PTeacher.from_spec(str(folder), {}).fingerprint()
@@ -562,7 +564,7 @@ class TestTeacher:
         model.heads["camray"].predict.bias.data[0] += math.ldexp(1, -10)
         model.save_pretrained(tmp_path)
         changed = L4PTeacher.from_spec(str(tmp_path), {}).fingerprint()
-        assert {name for name in before if before[name] != changed[name]} == {"weights"}
+        assert {name for name in before if before[name] != changed[name]} == {"weights_sha256"}
 
     def test_exported_heads_turn_latents_into_the_teachers_maps(self, folder: Path, tmp_path: Path) -> None:
         teacher = L4PTeacher.from_spec(str(folder), {})
@@ -574,9 +576,3 @@ class TestTeacher:
         np.testing.assert_allclose(depth.numpy(), arrays["depth"], rtol=1e-5)
         flow = heads.load(tmp_path / "flow")(taps).movedim(1, -1)
         np.testing.assert_allclose(flow[:, 1:].numpy(), arrays["flow"][:, 1:], rtol=1e-4, atol=1e-5)
-
-    def test_use_before_setup_and_after_close_is_refused(self, folder: Path) -> None:
-        teacher = loaded_teacher(folder)
-        teacher.close()
-        with pytest.raises(TeacherError, match="call setup first"):
-            teacher.predict(frame_batch())
