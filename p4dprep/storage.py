@@ -209,13 +209,13 @@ class Store:
         """
         path = self.path(key)
         what = f"write {self.url}/{key}"
-        if self.is_local:
-            with _folder_lock(self.root):
-                if not os.path.exists(path) or self.get(key) != expected:
-                    return False
-                retry(lambda: _replace_file(path, data), what)
-            return True
         try:
+            if self.is_local:
+                with _folder_lock(self.root):
+                    if self.get(key) != expected:
+                        return False
+                    retry(lambda: _replace_file(path, data), what)
+                return True
             tag = retry(lambda: self.filesystem.info(path), what).get("ETag")
             if self.get(key) != expected:
                 return False
@@ -319,7 +319,10 @@ def _walk(folder: str) -> Iterator[tuple[str, int]]:
 
 
 def _write_partial(path: str, data: bytes, durable: bool) -> str:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+    except FileExistsError as error:  # not our object: a file where its folder must be
+        raise NotADirectoryError(errno.ENOTDIR, "a file stands where a folder must be", error.filename) from None
     partial_path = f"{path}.{secrets.token_hex(6)}.partial"
     try:
         with open(partial_path, "xb", buffering=0) as file:
