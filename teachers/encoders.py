@@ -175,7 +175,7 @@ class VJEPA2Teacher(EncoderTeacher):
     model_type = "vjepa2"
     info = TeacherInfo(
         summary="V-JEPA 2 encoder: hidden states at chosen layers, tubes of 2 frames",
-        licence="MIT or Apache-2.0 by model (see the model card)",
+        licence="MIT for the authors' weights (see the model card)",
         argument="ORG/NAME[@REV] or FOLDER",
         downloads="config, processor and safetensors of that repository from the Hugging Face hub; a FOLDER: nothing",
         options={"layers": _LAYERS_HELP},
