@@ -145,12 +145,12 @@ class _Display:
         self._last_line = self._start
 
     def __call__(self, groups: "list[GroupProgress]") -> None:
-        for group in groups:
-            if group.num_todo:
-                self._update(group)
+        working = [group for group in groups if group.num_todo]
+        for group in working:
+            self._update(group)
         if not console.is_terminal and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LOG_LINES:
             self._last_line = time.monotonic()
-            for group in groups:
+            for group in working:
                 done = group.num_ok + group.num_failed
                 console.print(f"{group.name}: {done}/{group.num_todo} clips, {self._describe(group)}", highlight=False)
 

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from p4dprep import cache as caches
@@ -35,6 +36,20 @@ def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory, ray_clus
 @pytest.fixture
 def copy_of_undisturbed(undisturbed: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(undisturbed, tmp_path / "cache"))
+
+
+def test_a_local_ray_listens_on_loopback_only() -> None:
+    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    names = " ".join(" ".join(process.cmdline()) for process in family)
+    assert "raylet" in names
+    listeners = {
+        connection.laddr.ip
+        for process in family
+        for connection in process.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listeners
+    assert {address.removeprefix("::ffff:") for address in listeners} == {"127.0.0.1"}
 
 
 def verified(cache: Path) -> Cache:
