@@ -164,9 +164,10 @@ def test_a_video_cut_anywhere_gives_a_clean_beginning_of_itself(decoder: Decoder
 
 def test_headers_that_promise_more_frames_than_there_are_do_not_count(decoder: Decoder, tmp_path: Path) -> None:
     """The index of an mp4 lists 24 frames; the data of the later ones is gone."""
-    data = write_video(tmp_path / "a.mp4", options={"movflags": "faststart"}).read_bytes()
+    data = write_video(tmp_path / "a.mp4").read_bytes()
     moov = data.index(b"moov") - 4
     mdat = data.index(b"mdat") - 4
+    assert mdat < moov
     middle = (mdat + moov) // 2
     path = tmp_path / "promising.mp4"
     path.write_bytes(data[:middle] + bytes(moov - middle) + data[moov:])
