@@ -539,9 +539,10 @@ def _span(request: Request) -> dict[str, Any]:
 def _probe(request: Request) -> dict[str, Any]:
     video = _Video(request)
     try:
+        # First, since it opens the file anew: streams of a closed container must not be touched.
+        rotation = next((frame.rotation for frame in video.frames()), 0)
         stream, container = video.stream, video.container
         duration = stream.duration * stream.time_base if stream.duration else (container.duration or 0) / 1_000_000
-        rotation = next((frame.rotation for frame in video.frames()), 0)
         return {
             "width": video.context.width,
             "height": video.context.height,
