@@ -191,15 +191,17 @@ class FixedPointFlow(Encoding):
 
     def encode(self, values: NDArray[Any], spec: TargetSpec, standing: Mapping[str, NDArray[Any]] = NOTHING) -> Encoded:
         """Round to steps; whole vectors become invalid, and those outside the invalid frame are counted."""
-        steps = np.multiply(values, np.float32(1 / self.scale(spec)), dtype=np.float32)
+        frames = spec.valid_frames()
+        steps = np.multiply(values[frames], np.float32(1 / self.scale(spec)), dtype=np.float32)
         np.rint(steps, out=steps)
-        plane = spec.dims.index("uv")
-        bad = ~(np.abs(steps) <= 32767).all(axis=plane, keepdims=True)
         num_bad = 0
-        if bad.any():
-            num_bad = int(bad[spec.valid_frames()].sum())
-            steps = np.where(bad, np.float32(self.invalid), steps)
-        return Encoded(parts={"": steps.astype(np.int16)}, num_out_of_range=num_bad)
+        if steps.size and not (steps.min() >= -32767 and steps.max() <= 32767):  # a NaN fails both
+            bad = ~(np.abs(steps) <= 32767).all(axis=spec.dims.index("uv"), keepdims=True)
+            num_bad = int(bad.sum())
+            np.copyto(steps, np.float32(self.invalid), where=bad)
+        codes = np.full(values.shape, self.invalid, np.int16)
+        codes[frames] = steps
+        return Encoded(parts={"": codes}, num_out_of_range=num_bad)
 
     def decode(self, parts: Mapping[str, NDArray[Any]], spec: TargetSpec) -> NDArray[Any]:
         """Pixels, float32."""
@@ -209,7 +211,7 @@ class FixedPointFlow(Encoding):
 def _from_steps(codes: NDArray[Any], scale: float, invalid: int) -> NDArray[np.float32]:
     values = np.multiply(codes, np.float32(scale), dtype=np.float32)
     if codes.min() == invalid:
-        values[codes == invalid] = np.nan
+        np.copyto(values, np.float32(np.nan), where=codes == invalid)
     return values
 
 
