@@ -149,9 +149,15 @@ def test_a_truncated_weight_file_is_an_error(relative: Path, tmp_path: Path) -> 
         prepared(build(parse_teacher(f"depth-anything:{folder}")))
 
 
-def test_an_attention_named_in_the_config_is_never_fetched(relative: Path, tmp_path: Path) -> None:
-    folder = _edited(relative, tmp_path, attn_implementation="stranger/kernel", _attn_implementation="stranger/kernel")
-    prepared(build(parse_teacher(f"depth-anything:{folder}"))).predict(make_batch({"a": textured_clip(GEOMETRY, 0)}))
+def test_the_attention_is_torchs_own_whatever_the_config_names(relative: Path, tmp_path: Path) -> None:
+    from transformers import DepthAnythingForDepthEstimation
+
+    from teachers._hub import load_pretrained
+
+    folder = _edited(relative, tmp_path, attn_implementation="stranger/kernel")
+    choice = {"": "eager", "backbone_config": "eager"}
+    model = load_pretrained(DepthAnythingForDepthEstimation, folder, "cpu", attention=choice)
+    assert model.get_submodule("backbone").config._attn_implementation == "eager"  # the default would be sdpa
 
 
 def test_without_weights_named_it_says_how() -> None:
