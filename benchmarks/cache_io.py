@@ -1,8 +1,8 @@
 """Writing and reading one window against numpy on the same files' disk: `python -m benchmarks.cache_io`.
 
-Memory maps are opened once. The window is S of PERFORMANCE.md: four taps of 512 x 384 latents, and depth, backward flow and motion at 16 x 224 x 224
-(7.2 MB as float16 and uint8). All ways run in alternation in one process; medians. Reads are from the page cache. Also:
-what a ledger of 100,000 clips and a corpus of 1,000,000 cost.
+The window is S of PERFORMANCE.md: four taps of 512 x 384 latents, and depth, backward flow and motion at 16 x 224 x 224
+(7.2 MB as float16 and uint8). All ways run in alternation in one process; medians. Reads are from the page cache,
+maps are opened once. Also: what a ledger of 100,000 clips and a corpus of 1,000,000 cost.
 """
 
 import argparse
@@ -19,13 +19,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from benchmarks.encodings import (
-    chosen_row,
     DEPTH,
     FLOW,
     LATENTS,
     LOGIT,
     VIDEOS,
     cast_room,
+    chosen_row,
     flow_of,
     latents_of,
     logits_of,
@@ -38,6 +38,7 @@ from p4dprep.encoding import plain_codecs
 from p4dprep.storage import Store
 from p4dprep.targets import TargetSpec
 
+IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
 NUM_ROUNDS = 21
 SPECS = (DEPTH, FLOW, LOGIT, *(TargetSpec(**{**LATENTS.__dict__, "name": f"tap{n}"}) for n in range(4)))
 Window = dict[str, NDArray[Any]]
@@ -259,7 +260,7 @@ def main() -> None:
                 store.put_if_absent(array.key(number), array.encode(raw[target]), durable=False)
         bench_read(folder, group, raw)
         bench_bytes(group, arguments.videos)
-        with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as memory:
+        with tempfile.TemporaryDirectory(dir=IN_MEMORY) as memory:
             bench_scale(Path(memory))
 
 

@@ -209,7 +209,7 @@ class FixedPointFlow(Encoding):
 
 
 def _from_steps(codes: NDArray[Any], scale: float, invalid: int) -> NDArray[np.float32]:
-    values = np.multiply(codes, np.float32(scale), dtype=np.float32)
+    values: NDArray[np.float32] = np.multiply(codes, np.float32(scale), dtype=np.float32)
     if codes.min() == invalid:
         np.copyto(values, np.float32(np.nan), where=codes == invalid)
     return values
@@ -310,6 +310,7 @@ class ScaledLatents(Encoding):
 
     def decode(self, parts: Mapping[str, NDArray[Any]], spec: TargetSpec) -> NDArray[Any]:
         """The latents, in the spec's dtype."""
+        values: NDArray[Any]
         if "_residual" in parts:
             values = np.multiply(parts["_residual"], np.float32(1 / 254), dtype=np.float32)
             values += parts[""]

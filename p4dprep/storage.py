@@ -186,18 +186,24 @@ class Store:
         Raises:
             StorageError: the store failed.
         """
-        path = self.path(key)
-        what = f"write {self.url}/{key}"
         for _ in range(_NUM_RACES):
-            with contextlib.suppress(FileNotFoundError):  # a rival's write that was announced and then vanished
-                if self.is_local:
-                    return retry(lambda: _link_new_file(path, data, durable), what) or self.get(key) == data
-                try:
-                    retry(lambda: self.filesystem.pipe_file(path, data, mode="create"), what)
-                except FileExistsError:
-                    return self.get(key) == data
+            if self._create(key, data, durable):
                 return True
-        raise StorageError(errno.EIO, f"{what}: another writer came and went {_NUM_RACES} times")
+            with contextlib.suppress(FileNotFoundError):  # a rival's write that was announced and then vanished
+                return self.get(key) == data
+        raise StorageError(errno.EIO, f"write {self.url}/{key}: another writer came and went {_NUM_RACES} times")
+
+    def _create(self, key: str, data: bytes, durable: bool) -> bool:
+        path, what = self.path(key), f"write {self.url}/{key}"
+        try:
+            if self.is_local:
+                return retry(lambda: _link_new_file(path, data, durable), what)
+            retry(lambda: self.filesystem.pipe_file(path, data, mode="create"), what)
+        except FileExistsError:
+            return False
+        except FileNotFoundError:
+            raise StorageError(errno.ENOENT, f"{what}: there is no such bucket, or the folder was removed") from None
+        return True
 
     def swap(self, key: str, expected: bytes, data: bytes) -> bool:
         """Replace an object only if it still holds `expected`: for metadata and torn leftovers, never for records.
