@@ -237,9 +237,14 @@ class LogitSteps(Encoding):
 
     def encode(self, values: NDArray[Any], spec: TargetSpec, standing: Mapping[str, NDArray[Any]] = NOTHING) -> Encoded:
         """Round to steps and saturate; NaN is marked invalid."""
-        steps = np.rint(np.multiply(values, np.float32(1 / self.scale), dtype=np.float32))
+        steps = np.multiply(values, np.float32(1 / self.scale), dtype=np.float32)
+        np.rint(steps, out=steps)
+        if steps.min() >= -127 and steps.max() <= 127:  # a NaN fails both
+            return Encoded(parts={"": steps.astype(np.int8)})
         num_saturated = int((np.abs(steps) > 127).sum())
-        steps = np.where(np.isnan(steps), np.float32(self.invalid), np.clip(steps, -127, 127))
+        invalid = np.isnan(steps)
+        np.clip(steps, -127, 127, out=steps)
+        np.copyto(steps, np.float32(self.invalid), where=invalid)
         return Encoded(parts={"": steps.astype(np.int8)}, num_out_of_range=num_saturated)
 
     def decode(self, parts: Mapping[str, NDArray[Any]], spec: TargetSpec) -> NDArray[Any]:
