@@ -167,16 +167,16 @@ def _renamed(name: str, table: tuple[tuple[str, str], ...]) -> str:
 
 def _check_names(original: Mapping[str, Tensor], needed: set[str]) -> None:
     missing = sorted(needed - set(original))
-    rest = [name for name in original if name not in needed]
-    ignored = {name: why for name in rest for prefix, why in _IGNORED.items() if name.startswith(prefix)}
-    unknown = sorted(name for name in rest if name not in ignored and not _is_second_name(name, original))
+    ignored = {prefix: [name for name in original if name.startswith(prefix)] for prefix in _IGNORED}
+    known = needed.union(*ignored.values())
+    unknown = sorted(name for name in original if name not in known and not _is_second_name(name, original))
     if missing or unknown:
         raise TeacherError(
             f"this checkpoint is not laid out as L4P's: missing {_few(missing)}; unknown {_few(unknown)}"
         )
-    for why in dict.fromkeys(ignored.values()):
-        names = [name for name in ignored if ignored[name] == why]
-        _LOG.info("%d tensors not used, %s: %s", len(names), why, _few(names))
+    for prefix, names in ignored.items():
+        if names:  # a warning, so that it is seen without any set-up of logging
+            _LOG.warning("%d tensors under %s are not used: %s", len(names), prefix, _IGNORED[prefix])
 
 
 def _is_second_name(name: str, original: Mapping[str, Tensor]) -> bool:

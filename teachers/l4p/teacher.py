@@ -64,7 +64,8 @@ class L4PTeacher(Teacher):
         size = self._config.image_size
         if (frames.height, frames.width) != (size, size):
             raise RequestError(
-                f"this L4P takes frames squashed to {size} x {size}, not frames of {frames.height} x {frames.width}"
+                f"this L4P takes frames squashed to {size} x {size}, not frames of {frames.height} x {frames.width}; "
+                f"use --size {size}"
             )
         window_starts(frames.num_frames, self._config.num_frames)
         return self._latents_spec(frames.num_frames), *_map_specs(frames), self._camray_spec(frames.num_frames)
