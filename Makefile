@@ -6,7 +6,7 @@ UV_VERSION := 0.13.8
 DEMO ?= demo
 VIDEOS ?=
 
-.PHONY: install demo test check lint types imports lock clean
+.PHONY: install demo test test-long check lint types imports lock clean
 
 install: .venv/installed
 
@@ -22,6 +22,9 @@ demo: install  ## videos -> Ray -> a zarr cache and a page of pictures; VIDEOS=F
 
 test: install
 	$(BIN)/python -m pytest
+
+test-long: install  ## every fault at every storage operation, and the other exhaustive runs
+	$(BIN)/python -m pytest -m slow
 
 check: lint types imports
 

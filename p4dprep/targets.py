@@ -115,7 +115,7 @@ class TargetSpec:
         low, high = (valid.min(), valid.max()) if valid.size else (np.float32(0), np.float32(1))
         if not (np.isfinite(low) and np.isfinite(high)):
             share = 1 - np.isfinite(valid.astype(np.float32)).mean()
-            raise TeacherOutputError(f"{where} is not finite in {share:.2%} of its values; try --dtype float32")
+            raise TeacherOutputError(f"{where} is not finite in {share:.2%} of its values; try ?dtype=float32")
         if self.invalid_frames != "none" and not np.isnan(values[0 if self.invalid_frames == "first" else -1]).all():
             raise TeacherOutputError(f"{where} has values in its {self.invalid_frames} frame, declared invalid")
         if self.quantity in _POSITIVE and low <= 0:

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests import faulty_teachers
+from tests.s3 import s3_endpoint, s3_place
+
+__all__ = ["s3_endpoint", "s3_place"]
 
 ROOT = Path(__file__).parents[1]
 SHARED_VIDEOS = ROOT.parent / "shared" / "videos"

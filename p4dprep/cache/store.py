@@ -37,6 +37,7 @@ _ROOT = "zarr.json"
 _CLIPS = "clips.parquet"
 _GROUP_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _NUM_TRIES = 100
+_ROWS_PER_GROUP = 100_000
 
 
 class Cache:
@@ -52,7 +53,7 @@ class Cache:
         self.store = store
         self.sampling = Sampling.from_attributes(attributes["sampling"])
         self.clips_per_unit = int(attributes["clips_per_unit"])
-        self._parts: dict[str, pa.Table] = {}
+        self._ids: dict[str, pa.Array] = {}
         self._groups: dict[str, Group] = {}
         self._lock = threading.RLock()
 
@@ -112,7 +113,7 @@ class Cache:
     @property
     def num_clips(self) -> int:
         """How many clips the cache has, committed or not."""
-        return sum(part.num_rows for part in self._read_parts())
+        return sum(map(len, self._read_ids()))
 
     def extend(self, corpus: pa.Table) -> NDArray[np.int64]:
         """Add clips; ids that are there keep their index.
@@ -128,43 +129,72 @@ class Cache:
             StorageError: the store failed; the rows are added wholly or not at all.
         """
         ids = corpus.column("id").combine_chunks()
-        if pc.count_distinct(ids).as_py() != len(ids) or ids.null_count or "index" in corpus.column_names:
+        if "index" in corpus.column_names or ids.null_count or not _are_unique(ids):
             raise RequestError("a corpus needs one unique `id` a row and no column `index`")
         for _ in range(_NUM_TRIES):
-            parts = self._read_parts()
-            known = pa.concat_arrays([chunk for part in parts for chunk in part.column("id").chunks] or [ids[:0]])
-            found = pc.index_in(ids, value_set=known)
-            if not found.null_count or self._add_part(len(parts), len(known), corpus.filter(pc.is_null(found))):
+            parts = self._read_ids()
+            known = pa.concat_arrays(parts) if parts else ids[:0]
+            indices = pc.index_in(ids, value_set=known).fill_null(-1).to_numpy().astype(np.int64)
+            new = indices < 0
+            if not new.any():
                 break
-        if found.null_count:
-            parts = self._read_parts()
-            found = pc.index_in(ids, value_set=pa.concat_arrays([c for p in parts for c in p.column("id").chunks]))
+            indices[new] = np.arange(len(known), len(known) + new.sum())
+            rows = corpus if new.all() else corpus.filter(pa.array(new))
+            if self._add_part(len(parts), len(known), rows):
+                break
+        else:
+            raise CacheError(f"{self.store.url}: other jobs keep extending this cache; try again")
         self.refresh_metadata()
-        return np.asarray(found.to_numpy(zero_copy_only=False), np.int64)
+        return np.asarray(indices, np.int64)
 
     def _add_part(self, number: int, first: int, rows: pa.Table) -> bool:
+        """Append a part; False if another job was first."""
         indices = pa.array(np.arange(first, first + rows.num_rows, dtype=np.int64))
         sink = pa.BufferOutputStream()
-        pq.write_table(rows.add_column(0, "index", indices), sink, compression="zstd")
+        pq.write_table(
+            rows.add_column(0, "index", indices),
+            sink,
+            compression="zstd",
+            row_group_size=_ROWS_PER_GROUP,
+            use_dictionary=False,  # ids and uris do not repeat
+        )
         data = sink.getvalue().to_pybytes()
-        standing = self.store.claim(f"{_CLIPS}/part-{number:05d}.parquet", data, _is_parquet)
-        return bool(standing == data)
+        name = f"part-{number:05d}.parquet"
+        if self.store.claim(f"{_CLIPS}/{name}", data, _is_parquet) != data:
+            return False
+        with self._lock:
+            self._ids[name] = rows["id"].combine_chunks()
+        return True
+
+    def _part_names(self) -> list[str]:
+        return [name for name in self.store.children(_CLIPS) if name.endswith(".parquet")]
+
+    def _read_part(self, name: str, is_last: bool, columns: list[str] | None = None) -> pa.Table | None:
+        """One part; None if it is torn and the last, which the next `extend` replaces."""
+        data = self.store.get(f"{_CLIPS}/{name}")
+        if _is_parquet(data):
+            return pq.read_table(pa.BufferReader(data), columns=columns)
+        if is_last:
+            return None
+        raise CorruptDataError(f"{self.store.url}/{_CLIPS}/{name} is damaged; restore it from a copy")
 
     def _read_parts(self) -> list[pa.Table]:
-        """The parts in order; those read before are kept, since a part never changes."""
-        names = [name for name in self.store.children(_CLIPS) if name.endswith(".parquet")]
+        """The parts in order."""
+        names = self._part_names()
+        parts = [self._read_part(name, name == names[-1]) for name in names]
+        return [part for part in parts if part is not None]
+
+    def _read_ids(self) -> list[pa.Array]:
+        """The ids of each part in order; those read before are kept, since a part never changes."""
+        names = self._part_names()
         with self._lock:
-            tables = []
             for name in names:
-                if name not in self._parts:
-                    data = self.store.get(f"{_CLIPS}/{name}")
-                    if not _is_parquet(data):
-                        if name == names[-1]:
-                            break  # torn: the next `extend` replaces it
-                        raise CorruptDataError(f"{self.store.url}/{_CLIPS}/{name} is damaged; restore it from a copy")
-                    self._parts[name] = pq.read_table(pa.BufferReader(data))
-                tables.append(self._parts[name])
-            return tables
+                if name not in self._ids:
+                    part = self._read_part(name, name == names[-1], ["id"])
+                    if part is None:
+                        break
+                    self._ids[name] = part["id"].combine_chunks()
+            return [self._ids[name] for name in names if name in self._ids]
 
     def groups(self) -> tuple[str, ...]:
         """Names of the groups, sorted."""
@@ -391,6 +421,12 @@ def _is_manifest(data: bytes) -> bool:
         return bool(GroupManifest.from_bytes(data))
     except CacheFormatError:
         return False
+
+
+def _are_unique(ids: pa.Array) -> bool:
+    """Whether no id stands twice; by sorting, which takes a fraction of a hash table's memory."""
+    ordered = ids.take(pc.sort_indices(ids))
+    return len(ids) < 2 or not pc.any(pc.equal(ordered[1:], ordered[:-1])).as_py()
 
 
 def _is_parquet(data: bytes) -> bool:

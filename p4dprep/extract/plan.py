@@ -6,10 +6,12 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from p4dprep import corpus, registry
@@ -18,11 +20,14 @@ from p4dprep.errors import RequestError, StorageError, VideoError
 from p4dprep.extract.config import ALL_TEACHERS, ExtractConfig
 from p4dprep.extract.fingerprint import group_fingerprint
 from p4dprep.extract.worker import ClipTask, UnitTask, WorkerConfig
+from p4dprep.storage import redact
 from p4dprep.targets import Resources, Teacher
 from p4dprep.video import Decoder, local_copy
 
 MAX_CLIPS_PER_UNIT = 16
 MIN_UNITS = 8
+UNITS_PER_READ = 64
+"""Units whose clips are taken from the corpus at once: each take passes over the whole table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,18 +74,20 @@ class JobPlan:
         per_unit = self.cache.clips_per_unit
         row_of_index = np.argsort(self.indices, kind="stable")
         rows = row_of_index[np.searchsorted(self.indices[row_of_index], group.todo)]
-        starts = np.flatnonzero(np.diff(group.todo // per_unit, prepend=-1))
-        for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
-            indices = group.todo[start:stop]
-            clips = self._clip_tasks(indices, rows[start:stop])
-            yield UnitTask(group=group.config.group, unit=int(indices[0] // per_unit), clips=clips)
+        starts = [*np.flatnonzero(np.diff(group.todo // per_unit, prepend=-1)).tolist(), len(rows)]
+        for first in range(0, len(starts) - 1, UNITS_PER_READ):
+            bounds = starts[first : first + UNITS_PER_READ + 1]
+            clips = self._clip_tasks(group.todo[bounds[0] : bounds[-1]], rows[bounds[0] : bounds[-1]])
+            for start, stop in pairwise(bound - bounds[0] for bound in bounds):
+                unit = clips[start].index // per_unit
+                yield UnitTask(group=group.config.group, unit=unit, clips=tuple(clips[start:stop]))
 
-    def _clip_tasks(self, indices: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[ClipTask, ...]:
-        columns = self.corpus.select(["id", "uri", "start_seconds", "end_seconds"]).take(rows).to_pylist()
-        return tuple(
+    def _clip_tasks(self, indices: NDArray[np.int64], rows: NDArray[np.int64]) -> list[ClipTask]:
+        columns = _take(self.corpus.select(["id", "uri", "start_seconds", "end_seconds"]), rows).to_pylist()
+        return [
             ClipTask(index=index, source_digest=self._source_digest(index), **row)
             for index, row in zip(indices.tolist(), columns, strict=True)
-        )
+        ]
 
     def _source_digest(self, index: int) -> str:
         """Digest of the video that an earlier teacher read, from its commit record."""
@@ -89,6 +96,12 @@ class JobPlan:
             if result is not None:
                 return result.source_digest
         return ""
+
+
+def _take(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
+    """Rows of a table. A run of neighbours, the usual case, is a view; any other choice copies the whole table."""
+    is_run = bool((np.diff(rows) == 1).all())
+    return table.slice(int(rows[0]), len(rows)) if is_run else table.take(rows)
 
 
 def make_plan(config: ExtractConfig) -> JobPlan:
@@ -109,7 +122,7 @@ def make_plan(config: ExtractConfig) -> JobPlan:
     per_unit = max(1, min(MAX_CLIPS_PER_UNIT, len(table) // MIN_UNITS))
     cache = Cache.create(config.cache, sampling, clips_per_unit=per_unit, storage_options=config.storage_options)
     workers = [_worker(config, spec, teacher, _register(cache, spec, teacher)) for spec, teacher in teachers]
-    indices = cache.extend(table)
+    indices = cache.extend(_without_secrets(table))
     states = {name: cache.group(name).states() for name in cache.groups()}
     return JobPlan(
         cache=cache,
@@ -192,6 +205,15 @@ def _register(cache: Cache, spec: registry.TeacherSpec, teacher: Teacher) -> reg
             heads_folder=heads,
         )
     return resolved
+
+
+def _without_secrets(table: pa.Table) -> pa.Table:
+    """The corpus as the cache keeps it: a presigned URL without its signature. Workers get the URL itself."""
+    suspicious = pc.match_substring_regex(table["uri"], "[?@]")
+    if not pc.any(suspicious).as_py():
+        return table
+    uris = pa.array([redact(uri) for uri in table["uri"].to_pylist()], pa.string())
+    return table.set_column(table.column_names.index("uri"), "uri", uris)
 
 
 def _worker(

@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import s3fs
+
+from tests.s3 import ACCESS_KEY, SECRET_KEY, storage_options
+
 P4DPREP = str(Path(sys.executable).with_name("p4dprep"))
 
 
@@ -25,3 +29,16 @@ def run_json(*arguments: object, **options: Any) -> dict[str, Any]:
     found = json.loads(run(*arguments, "--json", **options))
     assert isinstance(found, dict)
     return found
+
+
+def bucket_environment(endpoint: str) -> dict[str, str]:
+    """What a user sets to reach an S3 server."""
+    return {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY, "AWS_ENDPOINT_URL": endpoint}
+
+
+def upload(endpoint: str, folder: Path, bucket: str, prefix: str) -> None:
+    """Make a bucket and put a folder's files into it."""
+    filesystem = s3fs.S3FileSystem(**storage_options(endpoint), use_listings_cache=False)
+    filesystem.mkdir(bucket)
+    for path in folder.iterdir():
+        filesystem.put_file(str(path), f"{bucket}/{prefix}/{path.name}")

@@ -108,7 +108,6 @@ def job_family() -> Iterator[list[Job]]:
             job.process.wait()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("stranger")
 def test_killed_anywhere_and_run_again_it_ends_the_same(tmp_path: Path, job_family: list[Job]) -> None:

@@ -1,6 +1,5 @@
 """The main job as a new user does it: three teachers, on a disk and on a real HTTP S3 server, read back by xarray."""
 
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from cli.demo import make_weights
 from p4dprep import cache as caches
 from p4dprep.cache import Cache
 from p4dprep.storage import Store
-from tests.e2e.commands import run_json
+from tests.e2e.commands import bucket_environment, run_json, upload
 from tests.p4dprep.extract.builders import data_digests, write_corpus
-from tests.s3 import S3Server, s3_server
+from tests.s3 import ACCESS_KEY, SECRET_KEY, storage_options
 from tests.teachers.tiny_models import write_tiny_depth_anything
 
 NUM_CLIPS = 3
@@ -51,12 +50,6 @@ def local_cache(videos: Path, teachers: list[str], tmp_path_factory: pytest.Temp
     return cache
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3Server]:
-    with s3_server() as server:
-        yield server
-
-
 def check_opens_in_xarray(cache: str, **options: Any) -> None:
     targets = xarray.open_zarr(cache, **options)
     flow = targets.opencv_dis_flow
@@ -76,20 +69,21 @@ def test_three_teachers_commit_every_clip_on_a_disk(local_cache: Path) -> None:
 
 
 def test_the_same_on_s3_gives_the_same_bytes_and_leaks_no_credential(
-    s3: S3Server, videos: Path, teachers: list[str], local_cache: Path
+    s3_endpoint: str, videos: Path, teachers: list[str], local_cache: Path
 ) -> None:
-    s3.upload(videos, "corpus/videos")
+    upload(s3_endpoint, videos, "corpus", "videos")
+    environment, options = bucket_environment(s3_endpoint), storage_options(s3_endpoint)
     cache = "s3://corpus/cache"
-    report = run_json("extract", "s3://corpus/videos", cache, *teachers, env=s3.environment)
+    report = run_json("extract", "s3://corpus/videos", cache, *teachers, env=environment)
     assert (report["committed"], report["failed"]) == (NUM_CLIPS, 0)
-    again = run_json("extract", "s3://corpus/videos", cache, *teachers, env=s3.environment)
+    again = run_json("extract", "s3://corpus/videos", cache, *teachers, env=environment)
     assert (again["committed"], again["skipped"]) == (0, NUM_CLIPS)
-    assert run_json("cache", "verify", cache, env=s3.environment)["problems"] == []
-    assert data_digests(cache, s3.storage_options) == data_digests(local_cache)
-    check_opens_in_xarray(cache, storage_options=s3.storage_options)
-    store = Store(cache, s3.storage_options)
+    assert run_json("cache", "verify", cache, env=environment)["problems"] == []
+    assert data_digests(cache, options) == data_digests(local_cache)
+    check_opens_in_xarray(cache, storage_options=options)
+    store = Store(cache, options)
     written = b"".join(store.get(key) for key in store.list())
-    for secret in s3.secrets:
+    for secret in (ACCESS_KEY, SECRET_KEY):
         assert secret.encode() not in written
         assert secret not in str(report)
 
