@@ -2,8 +2,9 @@
 
     python -m benchmarks.extraction [--num-clips 64] [--milliseconds 50] [--rounds 3]
 
-The teacher sleeps instead of computing, as a GPU teacher does from the CPU's point of view. Printed: the wall-clock of each
-way over the teacher's own time, whole and steady (from the first commit on), and the time from start to first commit.
+The teacher sleeps instead of computing, as a GPU teacher does from the CPU's point of view. Printed: the wall-clock of
+each way over the teacher's own time, whole and steady (from the first commit on), and the time from start to first
+commit.
 """
 
 import argparse
@@ -61,7 +62,7 @@ def bare_loop(videos: Path, cache: Path, teacher_text: str) -> float:
 
 
 def extraction(videos: Path, cache: Path, teacher_text: str) -> tuple[float, float, float, int]:
-    """Seconds of the whole command, to the first commit, from first to last commit, and clips committed after the first record."""
+    """Seconds of the whole command, to the first commit and from first to last; clips committed after the first."""
     command = [
         str(Path(sys.executable).with_name("p4dprep")),
         "extract",

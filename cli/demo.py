@@ -9,7 +9,7 @@ import typer
 from numpy.typing import NDArray
 
 from cli._output import console
-from p4dprep.errors import RequestError
+from p4dprep.errors import CorruptDataError, RequestError
 
 NUM_CLIPS = 8
 NUM_FRAMES = 50
@@ -36,6 +36,7 @@ def demo(
         p4dprep demo out --videos my_videos
     """
     from cli import cache, extract
+    from p4dprep.cache import Cache, verify
     from p4dprep.extract import parse_config
 
     out.mkdir(parents=True, exist_ok=True)
@@ -48,6 +49,10 @@ def demo(
     extract.show_report(report)
     if not report.committed + report.skipped:
         raise RequestError(f"no clip of {source} could be extracted; the reasons stand above")
+    verified = verify(Cache.open(str(out / "cache")))
+    if not verified.ok:
+        raise CorruptDataError(f"{len(verified.problems)} objects of {out / 'cache'} are not what was committed")
+    console.print(f"verified: {verified.num_objects} objects, every digest as committed", highlight=False)
     page = out / "pictures.html"
     cache.write_page(str(out / "cache"), page)
     console.print(f"pictures: {page}", markup=False, highlight=False)

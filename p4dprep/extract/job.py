@@ -22,8 +22,8 @@ from p4dprep.extract.worker import UnitReport, UnitTask, Worker, WorkerConfig
 
 log = logging.getLogger(__name__)
 
-UNITS_IN_FLIGHT = 2
-"""Units an actor holds at once: while one infers, the next decodes."""
+MIN_UNITS_IN_FLIGHT, MAX_UNITS_IN_FLIGHT = 2, 8
+"""Units an actor holds at once, each with a decoder of its own: while one infers, the next ones decode."""
 MAX_DEATHS_OF_A_CLIP = 3
 MAX_DEATHS_IN_SETUP = 3
 OBJECT_STORE_BYTES = 100 * 2**20
@@ -93,9 +93,10 @@ class _Slot:
 class _GroupRun:
     """The units, actors and counts of one teacher."""
 
-    def __init__(self, plan: JobPlan, group: GroupPlan, num_workers: int) -> None:
+    def __init__(self, plan: JobPlan, group: GroupPlan, num_workers: int, units_in_flight: int) -> None:
         self.group = group
         self.cache = plan.cache
+        self.units_in_flight = units_in_flight
         self.progress = GroupProgress(name=group.config.group, num_todo=len(group.todo), num_workers=num_workers)
         self._fresh: Iterator[UnitTask] = plan.tasks(group)
         self._next: UnitTask | None = next(self._fresh, None)
@@ -125,7 +126,7 @@ class _GroupRun:
         """Hand out units. A unit that a worker died with goes alone to an idle worker, so that if it kills again
         it kills no neighbour."""
         for slot in self._slots:
-            while slot.ready and len(slot.tasks) < UNITS_IN_FLIGHT and not slot.has_suspect:
+            while slot.ready and len(slot.tasks) < self.units_in_flight and not slot.has_suspect:
                 if self._suspects and not slot.tasks:
                     task = self._suspects.popleft()
                 elif self._next is not None:
@@ -158,7 +159,7 @@ class _GroupRun:
         actor_class = ray.remote(
             num_cpus=resources.num_cpus,
             num_gpus=resources.num_gpus,
-            max_concurrency=UNITS_IN_FLIGHT + 1,
+            max_concurrency=self.units_in_flight + 1,
             max_restarts=0,
         )(_Actor)
         slot.actor, slot.ready = actor_class.remote(self.group.config), False
@@ -261,6 +262,12 @@ def _num_workers(group: GroupPlan, num_groups: int, num_units: int, address: str
     return min(max(1, int(min(by_cpu, by_gpu))), num_units)
 
 
+def _units_in_flight(num_workers: int) -> int:
+    """As many decoders per worker as there are CPUs for each: decoding must not keep a GPU waiting."""
+    cpus_per_worker = int(ray.cluster_resources().get("CPU", 1.0) / max(1, num_workers))
+    return max(MIN_UNITS_IN_FLIGHT, min(MAX_UNITS_IN_FLIGHT, cpus_per_worker))
+
+
 def run_job(plan: JobPlan, address: str | None, progress: Progress) -> list[GroupProgress]:
     """Do all that the plan lists. Needs `start_ray` before.
 
@@ -274,10 +281,9 @@ def run_job(plan: JobPlan, address: str | None, progress: Progress) -> list[Grou
             What was committed stays.
     """
     waiting = [group for group in plan.groups if len(group.todo)]
-    runs = []
-    for group in waiting:
-        num_units = len(set((group.todo // plan.cache.clips_per_unit).tolist()))
-        runs.append(_GroupRun(plan, group, _num_workers(group, len(waiting), num_units, address)))
+    num_workers = [_num_workers(group, len(waiting), plan.num_units(group), address) for group in waiting]
+    in_flight = _units_in_flight(sum(num_workers))
+    runs = [_GroupRun(plan, group, number, in_flight) for group, number in zip(waiting, num_workers, strict=True)]
     idle = [GroupProgress(name=group.config.group, num_todo=0) for group in plan.groups if not len(group.todo)]
     try:
         for run in runs:

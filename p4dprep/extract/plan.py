@@ -69,6 +69,10 @@ class JobPlan:
     groups: tuple[GroupPlan, ...]
     states: Mapping[str, ClipStates] = field(repr=False)
 
+    def num_units(self, group: GroupPlan) -> int:
+        """Units that have something to do for a teacher."""
+        return len(np.unique(group.todo // self.cache.clips_per_unit))
+
     def tasks(self, group: GroupPlan) -> Iterator[UnitTask]:
         """The group's missing clips as units, made one by one: a plan of a million clips stays an array."""
         per_unit = self.cache.clips_per_unit

@@ -3,13 +3,16 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from p4dprep.errors import RequestError, TeacherError
-from p4dprep.heads import DPTHeadConfig, Triple
 
+if TYPE_CHECKING:  # it brings torch, which naming a config need not wait for
+    from p4dprep.heads import DPTHeadConfig
+
+Triple = tuple[int, int, int]
 Modality = Literal["depth", "flow", "motion", "camray"]
 MODALITIES: tuple[Modality, ...] = ("depth", "flow", "motion", "camray")
 OUT_CHANNELS: dict[Modality, int] = {"depth": 1, "flow": 2, "motion": 1, "camray": 6}
@@ -85,8 +88,10 @@ class L4PConfig:
         side = self.image_size // self.patch_size
         return self.num_frames // self.tubelet_size, side, side
 
-    def head(self, modality: Modality) -> DPTHeadConfig:
+    def head(self, modality: Modality) -> "DPTHeadConfig":
         """The config of one head."""
+        from p4dprep.heads import DPTHeadConfig
+
         is_camray = modality == "camray"
         return DPTHeadConfig(
             token_channels=self.hidden_size,

@@ -3,24 +3,25 @@
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from p4dprep import heads
 from p4dprep.errors import RequestError, TeacherError
 from p4dprep.registry import take_options
 from p4dprep.targets import FrameBatch, FrameGeometry, Predictions, TargetSpec, Teacher, TeacherInfo, Transform
 from teachers._hub import ResolvedWeights, library_version, resolve_folder, weights_digest
 from teachers.l4p.config import CONFIG_FILE, MODALITIES, WEIGHTS_FILE, L4PConfig, Modality
-from teachers.l4p.model import L4P, L4POutput
-from teachers.l4p.windows import run_windows, window_starts
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+if TYPE_CHECKING:  # torch is imported where it is used: listing the teachers need not wait for it
+    from torch import Tensor
+
+    from p4dprep.heads import DPTHead
+    from teachers.l4p.model import L4P, L4POutput
+
+_DTYPES = ("float32", "bfloat16", "float16")
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _FLIP: tuple[Transform, ...] = ("flip_x",)
 
@@ -48,7 +49,7 @@ class L4PTeacher(Teacher):
     @classmethod
     def from_spec(cls, argument: str, options: Mapping[str, str]) -> Self:
         """Build from `l4p:FOLDER?dtype=...`; reads the config, no weights."""
-        dtype = take_options("l4p", options, {"dtype": tuple(_DTYPES)})["dtype"]
+        dtype = take_options("l4p", options, {"dtype": _DTYPES})["dtype"]
         return cls(resolve_folder(argument), dtype)
 
     def resolved_spec(self) -> tuple[str, dict[str, str]]:
@@ -67,6 +68,8 @@ class L4PTeacher(Teacher):
                 f"this L4P takes frames squashed to {size} x {size}, not frames of {frames.height} x {frames.width}; "
                 f"use --size {size}"
             )
+        from teachers.l4p.windows import window_starts
+
         window_starts(frames.num_frames, self._config.num_frames)
         return self._latents_spec(frames.num_frames), *_map_specs(frames), self._camray_spec(frames.num_frames)
 
@@ -119,12 +122,20 @@ class L4PTeacher(Teacher):
 
     def setup(self, device: str) -> None:
         """Load the weights, strictly."""
+        import torch
+
+        from teachers.l4p.model import L4P
+
         model = L4P.from_pretrained(self._weights.folder).requires_grad_(False)
-        self._model = model.to(device=device, dtype=_DTYPES[self._dtype])
+        self._model = model.to(device=device, dtype=getattr(torch, self._dtype))
         self._device = device
 
     def predict(self, batch: FrameBatch) -> Predictions:
         """Run windows over the batch."""
+        import torch
+
+        from teachers.l4p.windows import run_windows
+
         if self._model is None:
             raise TeacherError("l4p: predict was called before setup or after close")
         with torch.inference_mode():
@@ -132,7 +143,9 @@ class L4PTeacher(Teacher):
             output = run_windows(self._model, pixels, self._config)
             return Predictions(clip_ids=batch.clip_ids, arrays=self._arrays(output))
 
-    def _arrays(self, output: L4POutput) -> dict[str, NDArray[np.generic]]:
+    def _arrays(self, output: "L4POutput") -> dict[str, NDArray[np.generic]]:
+        import torch
+
         _, rows, columns = self._config.token_grid
         taps = torch.stack(output.taps, dim=1)
         latents = taps.reshape(*taps.shape[:2], -1, rows, columns, taps.shape[-1])
@@ -140,7 +153,7 @@ class L4PTeacher(Teacher):
         flow = maps["flow"].movedim(1, -1).contiguous()
         flow[:, 0] = torch.nan
         return {
-            "latents": _numpy(latents.to(_DTYPES[self._latents_dtype])),
+            "latents": _numpy(latents.to(getattr(torch, self._latents_dtype))),
             "depth": _numpy(maps["depth"][:, 0]),
             "flow": _numpy(flow),
             "motion": _numpy(maps["motion"][:, 0]),
@@ -149,14 +162,20 @@ class L4PTeacher(Teacher):
 
     def export_heads(self, folder: Path) -> tuple[str, ...]:
         """Write the four heads, in the weights' own dtype, without loading the encoder."""
+        from p4dprep import heads
+
         for modality in MODALITIES:
             heads.save(self._head(modality), folder / modality)
         return MODALITIES
 
-    def _head(self, modality: Modality) -> heads.DPTHead:
+    def _head(self, modality: Modality) -> "DPTHead":
+        import torch
+
+        from p4dprep.heads import DPTHead
+
         path, prefix = self._weights.folder / WEIGHTS_FILE, f"heads.{modality}."
         with torch.device("meta"):
-            head = heads.DPTHead(self._config.head(modality))
+            head = DPTHead(self._config.head(modality))
         try:
             with safe_open(path, framework="pt") as file:
                 found = {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
@@ -206,12 +225,14 @@ def _map_specs(frames: FrameGeometry) -> tuple[TargetSpec, ...]:
     return depth, flow, motion
 
 
-def _normalised(frames_bthwc: Tensor) -> Tensor:
+def _normalised(frames_bthwc: "Tensor") -> "Tensor":
+    import torch
+
     mean = torch.tensor(_MEAN, device=frames_bthwc.device)
     std = torch.tensor(_STD, device=frames_bthwc.device)
     return ((frames_bthwc.float() / 255 - mean) / std).movedim(-1, 1)
 
 
-def _numpy(values: Tensor) -> NDArray[np.generic]:
+def _numpy(values: "Tensor") -> NDArray[np.generic]:
     array: NDArray[np.generic] = values.cpu().contiguous().numpy()
     return array

@@ -153,7 +153,7 @@ def test_a_strangers_teacher_is_built_by_name(strangers_package: Path, monkeypat
 
 
 def test_listing_loads_no_heavy_library() -> None:
-    kinds = sorted(OURS - {"l4p"})
+    kinds = sorted(OURS)
     code = (
         f"import sys; from p4dprep.registry import load; [load(kind).info for kind in {kinds}]\n"
         "heavy = {'torch', 'transformers', 'ptlflow', 'lightning', 'ray'} & sys.modules.keys(); assert not heavy, heavy"
