@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -30,10 +31,21 @@ RETRY_SECONDS = 60.0
 _NUM_RACES = 20
 """How often a write is tried anew when a rival keeps getting in between."""
 
+_NUM_SYNCS = 8
+
+_WRITE_BYTES = 1 << 20
+"""A longer write asks the kernel for page cache in such large pieces that finding them takes half as long again."""
+
 _PERMANENT = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+_PASSING_STATUS = (307, 408, 409, 425, 429)
+_PASSING_CODES = ("RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch")
+_LASTING_NAMES = (  # of botocore, which is slow to import and not needed for a local disk
+    "NoCredentialsError", "PartialCredentialsError", "UnknownCredentialError", "ProfileNotFound", "ConfigParseError",
+    "ParamValidationError", "InvalidRegionError", "SSOTokenLoadError", "UnauthorizedSSOTokenError",
+)  # fmt: skip
 _SECRET = re.compile(
     r"(?i)(?P<key>[\w-]*(?:secret|token|password|passwd|signature|credential|access[_-]?key|api[_-]?key|authorization)[\w-]*)"
-    r"(?P<sep>[\"']?\s*[=:]\s*[\"']?)(?P<value>[^\s&\"',}]+)"
+    r"(?<!Error)(?P<sep>[\"']?\s*[=:]\s*[\"']?)(?P<value>[^\s&\"',}]+)"
 )
 _USERINFO = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)[^/\s@]+@")
 
@@ -77,20 +89,41 @@ def is_local(filesystem: fsspec.AbstractFileSystem) -> bool:
     return isinstance(filesystem, LocalFileSystem)
 
 
+def _answer(error: BaseException) -> tuple[int, str]:
+    """HTTP status and error code of S3's answer; 0 and nothing if it gave none."""
+    found = getattr(error.__cause__, "response", None) or getattr(error, "response", None)
+    response = found if isinstance(found, dict) else {}
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return int(status), str(response.get("Error", {}).get("Code", ""))
+
+
 def _is_precondition_failure(error: BaseException) -> bool:
-    response = getattr(error.__cause__, "response", None) or getattr(error, "response", None) or {}
-    return str(response.get("Error", {}).get("Code")) in ("PreconditionFailed", "412", "ConditionalRequestConflict")
+    return _answer(error)[1] in ("PreconditionFailed", "412", "ConditionalRequestConflict")
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether the store, or the client before it asked, refuses the request itself: above all bad credentials.
+
+    An expired token is a 400, and S3 answers a HEAD without a body, so that the status alone must tell.
+    """
+    status, code = _answer(error)
+    refused = 300 <= status < 500 and status not in _PASSING_STATUS and code not in _PASSING_CODES
+    return refused or type(error).__name__ in _LASTING_NAMES
+
+
+def _is_of_storage(error: BaseException) -> bool:
+    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in (
+        "aiohttp", "botocore", "aiobotocore", "urllib3", "gcsfs", "httpx",
+    )  # fmt: skip
 
 
 def _is_passing(error: BaseException) -> bool:
     """Whether trying again may help: a broken connection or a busy store, not a missing file or a full disk."""
-    if isinstance(error, _PERMANENT) or _is_precondition_failure(error):
+    if isinstance(error, _PERMANENT) or _is_precondition_failure(error) or _is_refusal(error):
         return False
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
         return False
-    return isinstance(error, OSError | TimeoutError) or type(error).__module__.split(".")[0] in (
-        "aiohttp", "botocore", "aiobotocore", "urllib3", "gcsfs", "httpx",
-    )  # fmt: skip
+    return _is_of_storage(error)
 
 
 def retry(operation: Callable[[], T], what: str) -> T:
@@ -125,10 +158,13 @@ def _final(error: Exception, what: str) -> Exception:
     """What a caller gets to see of a failure that will not pass."""
     if _is_precondition_failure(error):
         return FileExistsError(what)
-    if isinstance(error, OSError) or _is_passing(error):
-        number = error.errno if isinstance(error, OSError) else None
-        return StorageError(number or errno.EIO, redact(f"{what}: {type(error).__name__}: {error}"))
-    return error
+    if not _is_of_storage(error):
+        return error
+    message = f"{what}: {type(error).__name__}: {error}"
+    if _is_refusal(error):
+        message = f"{message.rstrip('.')}; are credentials, region and endpoint right, and the credentials not expired?"
+    number = error.errno if isinstance(error, OSError) else None
+    return StorageError(number or errno.EIO, redact(message))
 
 
 class Store:
@@ -213,25 +249,30 @@ class Store:
         Returns:
             False if the object is gone or holds something else.
         """
-        path = self.path(key)
-        what = f"write {self.url}/{key}"
+        path, what = self.path(key), f"write {self.url}/{key}"
         try:
-            if self.is_local:
-                with _folder_lock(self.root):
-                    if self.get(key) != expected:
-                        return False
-                    retry(lambda: _replace_file(path, data), what)
+            if not self.is_local:
+                return self._swap_remote(key, expected, data)
+            with _folder_lock(self.root):
+                if self.get(key) != expected:
+                    return False
+                retry(lambda: _replace_file(path, data), what)
                 return True
-            tag = retry(lambda: self.filesystem.info(path), what).get("ETag")
-            if self.get(key) != expected:
-                return False
-            condition = {"IfMatch": tag} if tag and "s3" in self.filesystem.protocol else {}
-            retry(lambda: self.filesystem.pipe_file(path, data, **condition), what)
         except FileNotFoundError:
             return False
-        except FileExistsError:
-            return self.get(key) == data
-        return True
+
+    def _swap_remote(self, key: str, expected: bytes, data: bytes) -> bool:
+        path, what = self.path(key), f"write {self.url}/{key}"
+        for attempt in range(_NUM_RACES):
+            tag = retry(lambda: self.filesystem.info(path), what).get("ETag")
+            found = self.get(key)
+            if found != expected:
+                return attempt > 0 and found == data
+            condition = {"IfMatch": tag} if tag and "s3" in self.filesystem.protocol else {}
+            with contextlib.suppress(FileExistsError):  # by a rival, by our own write whose answer was lost, or passing
+                retry(partial(self.filesystem.pipe_file, path, data, **condition), what)
+                return True
+        raise StorageError(errno.EIO, f"{what}: it kept changing under {_NUM_RACES} tries")
 
     def claim(self, key: str, data: bytes, is_whole: Callable[[bytes], bool], durable: bool = True) -> bytes:
         """Write an object unless a whole one is there; a torn leftover is replaced.
@@ -253,11 +294,10 @@ class Store:
         """Wait until a local disk has these objects and their names; buckets answer only when they have."""
         if not self.is_local:
             return
-        paths = [self.path(key) for key in keys]
-        for path in paths:
-            retry(partial(_sync_path, path), f"sync {self.url}")
-        for folder in {os.path.dirname(path) for path in paths}:
-            retry(partial(_sync_path, folder), f"sync {self.url}")
+        files = {self.path(key) for key in keys}
+        paths = files | {os.path.dirname(path) for path in files}
+        with ThreadPoolExecutor(_NUM_SYNCS) as pool:  # the disk's journal takes those that wait together at once
+            list(pool.map(lambda path: retry(partial(_sync_path, path), f"sync {self.url}"), paths))
 
     def read_into(self, key: str, buffers: Sequence[memoryview]) -> bool:
         """Fill buffers, one after the other, with a local object and no copy in between.
@@ -334,7 +374,7 @@ def _write_partial(path: str, data: bytes, durable: bool) -> str:
         with open(partial_path, "xb", buffering=0) as file:
             view = memoryview(data)
             while view:
-                view = view[file.write(view) :]
+                view = view[file.write(view[:_WRITE_BYTES]) :]
             if durable:
                 os.fsync(file.fileno())
     except BaseException:  # a full disk above all: leave nothing

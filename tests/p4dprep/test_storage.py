@@ -157,3 +157,22 @@ def test_an_unknown_protocol_is_the_requests_fault() -> None:
 def test_credentials_are_removed_from_text(text: str) -> None:
     assert "hunter2" not in redact(text)
     assert "***" in redact(text)
+
+
+def test_the_name_of_an_error_is_no_credential() -> None:
+    assert redact("NoCredentialsError: Unable to locate credentials") == (
+        "NoCredentialsError: Unable to locate credentials"
+    )
+
+
+def test_missing_credentials_are_named_at_once(
+    s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    store = Store("s3://bucket/cache", {"client_kwargs": {"endpoint_url": s3_endpoint}})
+    monkeypatch.setattr(storage, "retry_if_exception", None)  # a second try would fail on this
+    with pytest.raises(StorageError, match="NoCredentialsError: Unable to locate credentials; are credentials"):
+        store.get("x")
