@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 import yaml
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TaskID, TextColumn
 from rich.table import Table
 
 from cli._output import JsonFlag, StorageOptions, console, human_bytes, human_seconds, print_json
@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # Ray and pyarrow take seconds that --help should not cost
     from p4dprep.extract import CostEstimate, ExtractConfig, ExtractReport, GroupProgress
 
 SECONDS_BETWEEN_LOG_LINES = 30.0
+WIDTH_FOR_STAGES = 120
 
 EXAMPLES = """
 Run frozen TEACHERS over the videos of SOURCE and write their targets into CACHE.
@@ -141,8 +142,8 @@ class _Display:
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
         self._tasks: dict[str, TaskID] = {}
-        self._start = time.monotonic()
-        self._last_line = self._start
+        self._firsts: dict[str, tuple[float, int, int]] = {}
+        self._last_line = time.monotonic()
 
     def __call__(self, groups: "list[GroupProgress]") -> None:
         working = [group for group in groups if group.num_todo]
@@ -151,38 +152,48 @@ class _Display:
         if not console.is_terminal and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LOG_LINES:
             self._last_line = time.monotonic()
             for group in working:
-                done = group.num_ok + group.num_failed
-                console.print(f"{group.name}: {done}/{group.num_todo} clips, {self._describe(group)}", highlight=False)
+                counts = f"{group.num_ok + group.num_failed}/{group.num_todo} clips"
+                console.print(f"{group.name}: {counts}, {self._rates(group)} ({_stages(group)})", highlight=False)
 
     def _update(self, group: "GroupProgress") -> None:
         if group.name not in self._tasks:
-            self._tasks[group.name] = self._bars.add_task(group.name, total=group.num_todo, detail="starting")
+            self._tasks[group.name] = self._bars.add_task(group.name, total=group.num_todo, rates="", stages="")
         done = group.num_ok + group.num_failed
-        self._bars.update(self._tasks[group.name], completed=done, detail=self._describe(group))
+        self._bars.update(
+            self._tasks[group.name], completed=done, rates=self._rates(group), stages=f"[dim]{_stages(group)}"
+        )
 
-    def _describe(self, group: "GroupProgress") -> str:
-        seconds = max(time.monotonic() - self._start, 1e-9)
-        done = group.num_ok + group.num_failed
+    def _rates(self, group: "GroupProgress") -> str:
+        """Rates since the first result: until then Ray and the teacher were starting."""
+        now, done = time.monotonic(), group.num_ok + group.num_failed
         if not done:
             return f"starting {group.num_workers} worker{'s' * (group.num_workers != 1)}"
-        busy = sum(group.stage_seconds.values()) or 1.0
-        stages = " ".join(f"{stage} {spent / busy:.0%}" for stage, spent in sorted(group.stage_seconds.items()))
-        left = human_seconds((group.num_todo - done) * seconds / done)
-        failed = f", {group.num_failed} failed" if group.num_failed else ""
-        return (
-            f"{done / seconds:.2f} clips/s, {group.num_frames / seconds:.0f} frames/s, {left} left{failed} ({stages})"
-        )
+        start, first_done, first_frames = self._firsts.setdefault(group.name, (now, done, group.num_frames))
+        failed = f", [red]{group.num_failed} failed[/]" if group.num_failed else ""
+        if done == first_done:
+            return f"first results{failed}"
+        clips_per_second = (done - first_done) / max(now - start, 1e-3)
+        frames_per_second = (group.num_frames - first_frames) / max(now - start, 1e-3)
+        left = human_seconds((group.num_todo - done) / clips_per_second)
+        return f"{clips_per_second:.2f} clips/s, {frames_per_second:.0f} frames/s, {left} left{failed}"
+
+
+def _stages(group: "GroupProgress") -> str:
+    """Share of the busy time of each stage: what to speed up."""
+    busy = sum(group.stage_seconds.values()) or 1.0
+    return " ".join(f"{stage} {spent / busy:.0%}" for stage, spent in sorted(group.stage_seconds.items()))
 
 
 @contextmanager
 def _progress_display() -> Iterator[_Display]:
-    columns = (
+    columns: list[ProgressColumn] = [
         TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
+        BarColumn(bar_width=12),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[detail]}"),
-    )
+        TextColumn("{task.fields[rates]}"),
+    ]
+    if console.width >= WIDTH_FOR_STAGES:
+        columns.append(TextColumn("{task.fields[stages]}"))
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         yield _Display(bars)
 

@@ -199,16 +199,22 @@ def _register(cache: Cache, spec: registry.TeacherSpec, teacher: Teacher) -> reg
     """Add the teacher's group with its frozen heads; the spec returned names the very same weights on any node."""
     argument, options = teacher.resolved_spec()
     resolved = replace(spec, argument=argument, options=options)
-    with tempfile.TemporaryDirectory() as folder:
-        heads = Path(folder) if teacher.export_heads(Path(folder)) else None
-        cache.add_group(
-            spec.name,
-            str(resolved),
-            group_fingerprint(spec.kind, teacher, cache.sampling),
-            teacher.targets(cache.sampling.geometry()),
-            heads_folder=heads,
-        )
+    fingerprint = group_fingerprint(spec.kind, teacher, cache.sampling)
+    if not _is_registered(cache, spec.name, fingerprint):
+        unnamed = registry.parse_teacher(spec.kind).name
+        targets = teacher.targets(cache.sampling.geometry())
+        with tempfile.TemporaryDirectory() as folder:
+            heads = Path(folder) if teacher.export_heads(Path(folder)) else None
+            cache.add_group(spec.name, str(replace(resolved, name=unnamed)), fingerprint, targets, heads_folder=heads)
     return resolved
+
+
+def _is_registered(cache: Cache, name: str, fingerprint: Mapping[str, str]) -> bool:
+    """Whether the very same group is there with its heads, so that they need not be read from the weights again."""
+    if name not in cache.groups() or dict(cache.group(name).fingerprint) != dict(fingerprint):
+        return False
+    sizes = cache.store.list(f"heads/{name}")
+    return all(sizes.get(head.key) == head.size_bytes for head in cache.group(name).manifest.heads)
 
 
 def _without_secrets(table: pa.Table) -> pa.Table:
