@@ -6,7 +6,7 @@ Shape suffixes: `b` batch, `t` frames, `h w` pixels, `c` channels.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Self, get_args
 
@@ -177,17 +177,21 @@ class Resources:
 
     Attributes:
         batch_size: clips per `predict`; raising it fills a GPU and costs memory.
-        num_gpus: share of a GPU; 0 runs on the CPU.
+        num_gpus: share of a GPU; 0 runs on the CPU. None takes a whole GPU where there is one, else the CPU.
         num_cpus: Ray CPUs one worker reserves.
     """
 
     batch_size: int = 1
-    num_gpus: float = 0.0
+    num_gpus: float | None = None
     num_cpus: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.num_gpus < 0 or self.num_cpus < 0:
+        if self.batch_size < 1 or (self.num_gpus or 0) < 0 or self.num_cpus < 0:
             raise RequestError(f"batch_size must be at least 1, num_gpus and num_cpus at least 0, not {self}")
+
+    def on(self, num_gpus: float) -> Self:
+        """The same with the GPU share decided, on a machine or cluster with so many GPUs."""
+        return self if self.num_gpus is not None else replace(self, num_gpus=1.0 if num_gpus >= 1 else 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from p4dprep.errors import RequestError, TeacherError
 from p4dprep.registry import take_options
-from p4dprep.targets import FrameBatch, FrameGeometry, Predictions, TargetSpec, Teacher, TeacherInfo
+from p4dprep.targets import FrameBatch, FrameGeometry, Predictions, Resources, TargetSpec, Teacher, TeacherInfo
 from teachers._flow import DIRECTIONS, Direction, as_direction, flow_target, frame_pairs
 
 CODE_VERSION = "1"
@@ -33,6 +33,8 @@ class OpenCVDISTeacher(Teacher):
             "direction": "backward (default, frame n to n-1) or forward",
         },
     )
+
+    resources = Resources(num_gpus=0)
 
     def __init__(self, preset: str, direction: Direction) -> None:
         self._preset = preset

@@ -24,7 +24,7 @@ class Brightness(Teacher):
     """A metric depth of 1 + brightness: cheap, exact and different for every frame."""
 
     info: ClassVar[TeacherInfo] = TeacherInfo(summary="brightness", licence="none", argument="", downloads="nothing")
-    resources: ClassVar[Resources] = Resources(batch_size=2, num_cpus=0.5)
+    resources: ClassVar[Resources] = Resources(batch_size=2, num_gpus=0, num_cpus=0.5)
 
     def __init__(self, options: Mapping[str, str]) -> None:
         self.options = dict(options)

@@ -87,7 +87,7 @@ def _measure(plan: JobPlan, group: GroupPlan, config: ExtractConfig, table: pa.T
     """Cost of a teacher, and how many of the clips failed. The first clip also pays for warm-up and is not timed,
     unless it is the only one."""
     first, *rest = plan.tasks(group)
-    worker = Worker(group.config)
+    worker = Worker(group.on(0 if group.config.resources.num_gpus == 0 else _num_gpus_here()).config)
     try:
         start = time.perf_counter()
         warm_up = worker.run(first)
@@ -99,6 +99,12 @@ def _measure(plan: JobPlan, group: GroupPlan, config: ExtractConfig, table: pa.T
         worker.close()
     num_failed = len(warm_up.failed) + sum(len(report.failed) for report in timed if report is not warm_up)
     return _scale_up(plan, group, timed, seconds, _num_todo(config, group.config.group, table)), num_failed
+
+
+def _num_gpus_here() -> int:
+    import torch  # seconds that a job does not need to spend in the driver
+
+    return torch.cuda.device_count()
 
 
 def _scale_up(plan: JobPlan, group: GroupPlan, reports: list[UnitReport], seconds: float, num_todo: int) -> TeacherCost:

@@ -251,14 +251,13 @@ def _num_workers(group: GroupPlan, num_groups: int, num_units: int, address: str
     """
     resources, have = group.config.resources, ray.cluster_resources()
     num_gpus = have.get("GPU", 0.0)
-    if resources.num_gpus > num_gpus and address is None:
-        raise RequestError(
-            f"{group.config.group} asks for {resources.num_gpus} GPU a worker; Ray sees {num_gpus:g} here"
-        )
+    share = resources.num_gpus or 0.0
+    if share > num_gpus and address is None:
+        raise RequestError(f"{group.config.group} asks for {share:g} GPU a worker; Ray sees {num_gpus:g} here")
     if group.num_workers is not None:
         return min(group.num_workers, num_units)
     by_cpu = have.get("CPU", 1.0) / max(resources.num_cpus, 0.01) / num_groups
-    by_gpu = num_gpus / resources.num_gpus if resources.num_gpus else by_cpu
+    by_gpu = num_gpus / share if share else by_cpu
     return min(max(1, int(min(by_cpu, by_gpu))), num_units)
 
 
@@ -280,7 +279,8 @@ def run_job(plan: JobPlan, address: str | None, progress: Progress) -> list[Grou
         P4DError: a teacher cannot be set up, the cache cannot be written, or clips fail for no reason of their own.
             What was committed stays.
     """
-    waiting = [group for group in plan.groups if len(group.todo)]
+    num_gpus = ray.cluster_resources().get("GPU", 0.0)
+    waiting = [group.on(num_gpus) for group in plan.groups if len(group.todo)]
     num_workers = [_num_workers(group, len(waiting), plan.num_units(group), address) for group in waiting]
     in_flight = _units_in_flight(sum(num_workers))
     runs = [_GroupRun(plan, group, number, in_flight) for group, number in zip(waiting, num_workers, strict=True)]

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -47,6 +48,10 @@ class GroupPlan:
     todo: NDArray[np.int64]
     num_ok_before: int
     failed_before: dict[int, tuple[str, str]]
+
+    def on(self, num_gpus: float) -> Self:
+        """The same with the workers' GPU share decided, on a machine or cluster with so many GPUs."""
+        return replace(self, config=replace(self.config, resources=self.config.resources.on(num_gpus)))
 
 
 @dataclass(frozen=True, kw_only=True)

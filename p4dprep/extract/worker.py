@@ -77,7 +77,7 @@ class UnitReport:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
-    """All a worker needs to start anywhere. Storage options stay in memory and out of `repr`."""
+    """All a worker needs to start anywhere, the GPU share decided. Storage options stay out of `repr`."""
 
     cache_url: str
     group: str
@@ -127,7 +127,7 @@ class Worker:
         self._batch_size = config.resources.batch_size
         self._teacher: Teacher = registry.build(config.teacher)
         self._refuse_other_weights(config)
-        self._teacher.setup("cuda:0" if config.resources.num_gpus > 0 else "cpu")
+        self._teacher.setup("cuda:0" if config.resources.num_gpus else "cpu")
         self._teacher_lock = threading.Lock()
         self._writers = ThreadPoolExecutor(NUM_WRITERS, thread_name_prefix="write")
         self._write_slots = threading.BoundedSemaphore(MAX_QUEUED_WRITES)

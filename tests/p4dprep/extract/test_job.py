@@ -219,7 +219,7 @@ def test_progress_ends_with_every_clip_counted(videos: Path, tmp_path: Path) -> 
         (("no-such-teacher",), {}, "no teacher of kind"),
         (("brightness", "brightness"), {}, "two teachers are named brightness"),
         (("brightness",), {"workers": {"l4p": 2}}, "workers names l4p"),
-        (("brightness",), {"gpus": 1}, "asks for 1.0 GPU"),
+        (("brightness",), {"gpus": 1}, "asks for 1 GPU"),
     ],
 )
 def test_a_wrong_request_is_said_before_anything_is_computed(
