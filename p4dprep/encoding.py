@@ -24,6 +24,9 @@ from p4dprep.targets import Quantity, TargetSpec
 Codec = dict[str, Any]
 """One codec of a zarr v3 array, as its `zarr.json` spells it."""
 
+_BLOSC_BYTES = 1 << 19
+"""Bytes of a block of blosc. Its own choice, 32 KiB, writes a fifth slower, reads half slower, and takes 2 to 6% more."""
+
 NOTHING: Mapping[str, NDArray[Any]] = MappingProxyType({})
 
 
@@ -77,7 +80,13 @@ def checksum() -> Codec:
 
 def blosc(itemsize: int, level: int = 1) -> Codec:
     """Bit planes, then zstd: planes that rounding emptied cost nothing."""
-    settings = {"cname": "zstd", "clevel": level, "shuffle": "bitshuffle", "typesize": itemsize, "blocksize": 0}
+    settings = {
+        "cname": "zstd",
+        "clevel": level,
+        "shuffle": "bitshuffle",
+        "typesize": itemsize,
+        "blocksize": _BLOSC_BYTES,
+    }
     return {"name": "blosc", "configuration": settings}
 
 
@@ -295,21 +304,27 @@ class ScaledLatents(Encoding):
 
     def encode(self, values: NDArray[Any], spec: TargetSpec, standing: Mapping[str, NDArray[Any]] = NOTHING) -> Encoded:
         """Codes and scales; the residual too where codes alone turn a token too far."""
-        shape, num_channels = values.shape, values.shape[-1]
-        values_nc = np.asarray(values, np.float32).reshape(-1, num_channels)
-        rms_n = standing.get("_token_rms", _rms(values_nc)).reshape(-1)
+        shape = values.shape
+        values_nc = np.asarray(values, np.float32).reshape(-1, shape[-1])
+        squares_n = np.vecdot(values_nc, values_nc)
+        rms_n = standing.get("_token_rms", np.sqrt(squares_n / np.float32(shape[-1]))).reshape(-1)
         scaled_nc = values_nc / np.where(rms_n > 0, rms_n, np.float32(1))[:, None]
-        scale_c = standing.get("_channel_scale", np.abs(scaled_nc).max(axis=0) / np.float32(127))
+        peak_c = np.maximum(scaled_nc.max(axis=0), -scaled_nc.min(axis=0))
+        scale_c = standing.get("_channel_scale", peak_c / np.float32(127))
         scaled_nc /= np.where(scale_c > 0, scale_c, np.float32(1))
-        codes_nc = np.clip(np.rint(scaled_nc), -127, 127)
-        codes_nc = standing.get("", codes_nc).reshape(codes_nc.shape).astype(np.float32, copy=False)
+        ours_nc = np.rint(scaled_nc)  # fresh memory costs more than the arithmetic, so it is used again
+        np.clip(ours_nc, -127, 127, out=ours_nc)
+        codes_nc = standing.get("", ours_nc).reshape(scaled_nc.shape).astype(np.int8)
         parts: dict[str, NDArray[Any]] = {
-            "": codes_nc.astype(np.int8).reshape(shape),
+            "": codes_nc.reshape(shape),
             "_token_rms": rms_n.reshape(shape[:-1]),
             "_channel_scale": scale_c,
         }
-        if _least_cosine(codes_nc * scale_c, scaled_nc * scale_c) < self.least_cosine:
-            residual_nc = np.clip(np.rint((scaled_nc - codes_nc) * np.float32(254)), -127, 127)
+        np.multiply(codes_nc, scale_c, out=ours_nc)
+        if _least_cosine(ours_nc, values_nc, squares_n) < self.least_cosine:
+            scaled_nc -= codes_nc
+            scaled_nc *= np.float32(254)
+            residual_nc = np.clip(np.rint(scaled_nc, out=scaled_nc), -127, 127, out=scaled_nc)
             parts["_residual"] = residual_nc.astype(np.int8).reshape(shape)
         return Encoded(parts=parts)
 
@@ -326,20 +341,17 @@ class ScaledLatents(Encoding):
         return values.astype(spec.dtype, copy=False)
 
 
-def _rms(values_nc: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.asarray(np.sqrt(np.einsum("nc,nc->n", values_nc, values_nc) / np.float32(values_nc.shape[-1])))
-
-
 def _scales(suffix: str, dims: tuple[str, ...], shape: tuple[int, ...]) -> StoredArray:
     return StoredArray(suffix=suffix, dims=dims, shape=shape, dtype="float32", codecs=plain_codecs("float32"))
 
 
-def _least_cosine(ours_nc: NDArray[np.float32], theirs_nc: NDArray[np.float32]) -> float:
-    """The smallest cosine between matching rows; rows of zeros agree."""
-    dot_n = np.einsum("nc,nc->n", ours_nc, theirs_nc)
-    norms_n = np.sqrt(np.einsum("nc,nc->n", ours_nc, ours_nc) * np.einsum("nc,nc->n", theirs_nc, theirs_nc))
-    silent = ~theirs_nc.any(axis=-1)
-    return float(np.where(silent, 1, dot_n / np.where(norms_n > 0, norms_n, 1)).min())
+def _least_cosine(
+    ours_nc: NDArray[np.float32], theirs_nc: NDArray[np.float32], squares_n: NDArray[np.float32]
+) -> float:
+    """The smallest cosine between matching rows, given the squared norms of theirs; rows of zeros agree."""
+    norms_n = np.sqrt(np.vecdot(ours_nc, ours_nc)) * np.sqrt(squares_n)
+    cosine_n = np.vecdot(ours_nc, theirs_nc) / np.where(norms_n > 0, norms_n, 1)
+    return float(np.where(theirs_nc.any(axis=-1), cosine_n, 1).min())
 
 
 _ENCODINGS: dict[str, Encoding] = {

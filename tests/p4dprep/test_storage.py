@@ -93,6 +93,30 @@ def test_a_key_cannot_leave_the_root(tmp_path: Path, key: str) -> None:
         Store(str(tmp_path)).path(key)
 
 
+def test_a_sync_reaches_every_object_and_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(tmp_path))
+    keys = [f"{folder}/{n}" for folder in "abc" for n in range(4)]
+    for key in keys:
+        store.put_if_absent(key, key.encode(), durable=False)
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    store.sync(keys)
+    assert sorted(synced) == sorted((tmp_path / name).stat().st_ino for name in (*keys, "a", "b", "c"))
+
+
+def test_a_sync_that_fails_for_one_object_fails(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.put_if_absent("a", b"a", durable=False)
+    with pytest.raises(FileNotFoundError, match="gone"):
+        store.sync(["a", "gone"])
+
+
+def test_an_object_larger_than_one_write_is_whole(tmp_path: Path) -> None:
+    store, data = Store(str(tmp_path)), os.urandom(5 << 19)
+    assert store.put_if_absent("a", data)
+    assert store.get("a") == data
+
+
 def test_nothing_partial_is_left_when_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(str(tmp_path))
 
