@@ -17,7 +17,9 @@ from p4dprep.cache.store import Cache
 from p4dprep.errors import CorruptDataError
 from p4dprep.storage import sha256_hex
 
-ProblemKind = Literal["gone", "wrong size", "wrong digest", "undecodable", "torn record", "wrong metadata"]
+ProblemKind = Literal[
+    "gone", "wrong size", "wrong digest", "undecodable", "torn record", "lost manifest", "wrong metadata"
+]
 
 _NUM_READERS = 8
 _OBJECTS_AHEAD = 64
@@ -194,9 +196,10 @@ def verify(cache: Cache, progress: Advance = lambda _done, _total: None) -> Veri
         cache: which.
         progress: called with (objects done, objects in all).
     """
-    problems = list(_metadata_problems(cache))
+    names, damaged = cache.inspect_groups()
+    problems = [_lost_manifest(name) for name in damaged] or list(_metadata_problems(cache))
     committed: list[_Committed] = []
-    for name in cache.groups():
+    for name in names:
         committed += _committed_objects(cache.group(name), problems)
     with ThreadPoolExecutor(_NUM_READERS) as pool:
         for start in range(0, len(committed), _OBJECTS_AHEAD):
@@ -209,6 +212,11 @@ def verify(cache: Cache, progress: Advance = lambda _done, _total: None) -> Veri
         num_bytes=sum(item.record.size_bytes for item in committed),
         problems=tuple(problems),
     )
+
+
+def _lost_manifest(name: str) -> VerifyProblem:
+    message = "this group's manifest is gone or damaged, though clips are committed; restore it from a copy"
+    return VerifyProblem(kind="lost manifest", key=f"ledger/{name}/group.json", group=name, message=message)
 
 
 def _committed_objects(group: Group, problems: list[VerifyProblem]) -> Iterator[_Committed]:
@@ -264,6 +272,10 @@ def _metadata_problems(cache: Cache) -> Iterator[VerifyProblem]:
         if found != wanted or listed.get(name) != wanted:
             where = "zarr.json's consolidated metadata" if found == wanted else key
             message = f"{where} differs from the group's manifest; `p4dprep extract` or `Cache.create` rewrites it"
+            if found and found["shape"][0] > wanted["shape"][0]:
+                message = (
+                    "it has more clips than clips.parquet, where a part is gone or damaged; restore it from a copy"
+                )
             yield VerifyProblem(kind="wrong metadata", key=key, message=message)
 
 

@@ -130,13 +130,16 @@ class Ledger:
     def records(self, unit: int) -> tuple[tuple[ClipResult, ...], ...]:
         """The records of a unit in order, those written since the last call included."""
         records = self._units.get(unit, ())
+        num_whole = None
         while True:
             try:
-                data = self.store.get(self.key(unit, len(records)))
+                found = parse_record(self.store.get(self.key(unit, len(records))))
             except FileNotFoundError:
                 break
-            records = (*records, parse_record(data) or ())
-        self._keep(unit, records)
+            if found is None and num_whole is None:
+                num_whole = len(records)  # the next commit replaces a torn record, so that it is to be read again
+            records = (*records, found or ())
+        self._keep(unit, records[:num_whole])
         return records
 
     def clip(self, index: int) -> ClipResult | None:
@@ -176,8 +179,7 @@ class Ledger:
         return self._read_all(parse_record)
 
     def _read_all(self, parse: Callable[[bytes], T]) -> list[tuple[str, T]]:
-        names = [name for name in self.store.children(self.folder) if name[:8].isdigit() and name.endswith(".json")]
-        keys = [f"{self.folder}/{name}" for name in names]
+        keys = [f"{self.folder}/{name}" for name in self.store.children(self.folder) if _is_record_name(name)]
         with ThreadPoolExecutor(_NUM_READERS) as pool:
             return list(zip(keys, pool.map(lambda key: parse(self.store.get(key)), keys), strict=True))
 
@@ -208,6 +210,15 @@ class Ledger:
         if len(self._units) >= _MAX_UNITS_KEPT and unit not in self._units:
             self._units = {}
         self._units[unit] = records
+
+
+def has_records(store: Store, group: str) -> bool:
+    """Whether a group has a commit record, be it torn."""
+    return any(map(_is_record_name, store.children(f"ledger/{group}")))
+
+
+def _is_record_name(name: str) -> bool:
+    return name[:8].isdigit() and name.endswith(".json")
 
 
 def fold(records: Iterable[Iterable[ClipResult]]) -> dict[int, ClipResult]:

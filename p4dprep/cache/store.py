@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from p4dprep import __version__, encoding
 from p4dprep.cache.arrays import TIME_ARRAY, ClipArray, time_array
 from p4dprep.cache.group import Group, GroupManifest
-from p4dprep.cache.ledger import ObjectRecord
+from p4dprep.cache.ledger import ObjectRecord, has_records
 from p4dprep.corpus import Sampling
 from p4dprep.errors import (
     CacheError,
@@ -126,11 +126,13 @@ class Cache:
 
         Raises:
             RequestError: two rows have one id, or the columns are not fit.
+            CorruptDataError: clips that were there are lost; new ones must not take their places.
             StorageError: the store failed; the rows are added wholly or not at all.
         """
         ids = corpus.column("id").combine_chunks()
         if "index" in corpus.column_names or ids.null_count or not _are_unique(ids):
             raise RequestError("a corpus needs one unique `id` a row and no column `index`")
+        self._refuse_lost_clips()
         for _ in range(_NUM_TRIES):
             parts = self._read_ids()
             known = pa.concat_arrays(parts) if parts else ids[:0]
@@ -196,22 +198,59 @@ class Cache:
                     self._ids[name] = part["id"].combine_chunks()
             return [self._ids[name] for name in names if name in self._ids]
 
+    def _refuse_lost_clips(self) -> None:
+        """Compare the clips with the clock's length, which was written after them."""
+        try:
+            num_announced = int(json.loads(self.store.get(f"{TIME_ARRAY}/zarr.json"))["shape"][0])
+        except (FileNotFoundError, ValueError, KeyError, TypeError, IndexError):
+            return
+        if self.num_clips < num_announced:
+            raise CorruptDataError(
+                f"{self.store.url}/{_CLIPS} has {self.num_clips} clips of {num_announced}: a part is gone or damaged; "
+                "restore it from a copy"
+            )
+
     def groups(self) -> tuple[str, ...]:
-        """Names of the groups, sorted."""
-        names = self.store.children("ledger")
-        return tuple(name for name in names if name in self._groups or self._manifest(name) is not None)
+        """Names of the groups, sorted.
+
+        Raises:
+            CorruptDataError: a group that has commit records has lost its manifest.
+        """
+        whole, damaged = self.inspect_groups()
+        if damaged:
+            raise self._lost_manifest(damaged[0])
+        return whole
+
+    def inspect_groups(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Names of the groups, and of those that have commit records and have lost their manifest."""
+        whole, damaged = [], []
+        for name in self.store.children("ledger"):
+            try:
+                if name in self._groups or self._manifest(name) is not None:
+                    whole.append(name)
+            except CorruptDataError:
+                damaged.append(name)
+        return tuple(whole), tuple(damaged)
 
     def _manifest(self, name: str) -> GroupManifest | None:
+        """A group's manifest; None if there is none, or a torn one that nothing stands on."""
         try:
             return GroupManifest.from_bytes(self.store.get(_manifest_key(name)))
         except (FileNotFoundError, NotADirectoryError, CacheFormatError):
+            if has_records(self.store, name):
+                raise self._lost_manifest(name) from None
             return None
+
+    def _lost_manifest(self, name: str) -> CorruptDataError:
+        what = f"{self.store.url}/{_manifest_key(name)} is gone or damaged, though clips are committed"
+        return CorruptDataError(f"{what}; restore it from a copy")
 
     def group(self, name: str) -> Group:
         """Open a group; reads its manifest only.
 
         Raises:
             MissingDataError: there is none of this name.
+            CorruptDataError: it has commit records and has lost its manifest.
         """
         with self._lock:
             if name not in self._groups:
@@ -244,6 +283,7 @@ class Cache:
         Raises:
             RequestError: the name is not fit, or an array of this name belongs to another group.
             FingerprintMismatchError: the group is there with other fields; the message names them.
+            CorruptDataError: a group that has commit records has lost its manifest.
             StorageError: the store failed; the same call again completes the group.
         """
         if not _GROUP_NAME.fullmatch(name) or not targets:
@@ -323,7 +363,9 @@ class Cache:
 
         Raises:
             CacheError: other writers kept changing the cache.
+            CorruptDataError: clips that were there are lost.
         """
+        self._refuse_lost_clips()
         for _ in range(_NUM_TRIES):
             before = self.store.get(_ROOT)
             num_clips = self.num_clips

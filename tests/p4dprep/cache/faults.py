@@ -1,5 +1,6 @@
 """A store that fails at its n-th operation, in one of four ways."""
 
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeVar
 
@@ -22,11 +23,14 @@ class Fuse:
 
     def __init__(self, at: int, mode: Mode) -> None:
         self.at, self.mode, self.count = at, mode, 0
+        self._lock = threading.Lock()  # ledgers are read by many threads
 
     def burn(self, operation: Callable[[], T], tear: Callable[[], None] = lambda: None) -> T:
         """Run one operation, or fail as asked."""
-        self.count += 1
-        if self.count - 1 != self.at:
+        with self._lock:
+            blows = self.count == self.at
+            self.count += 1
+        if not blows:
             return operation()
         if self.mode == "raise":
             raise StorageError(5, "injected")

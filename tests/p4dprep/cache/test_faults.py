@@ -269,6 +269,60 @@ def test_a_torn_record_commits_nothing_and_is_named(local_place: Place) -> None:
     assert verify(cache).ok
 
 
+def test_a_torn_record_that_is_replaced_is_seen_by_those_who_saw_it_torn(local_place: Place) -> None:
+    cache = new_cache(local_place)
+    group = add_group(cache)
+    cache.store.put_if_absent("ledger/toy/00000000.000.json", b'{"unit": 0')
+    onlooker = Cache.open(local_place.url).group("toy")
+    with pytest.raises(MissingDataError, match="was never committed"):
+        onlooker.read(0, "flow")
+    fill(cache, group, [0])
+    assert onlooker.read(0, "flow").shape == FEW_SPECS[0].shape
+
+
+def _damage(cache: Cache, key: str, damage: str) -> None:
+    data = cache.store.get(key)
+    cache.store.delete(key)
+    if damage == "cut":
+        cache.store.put_if_absent(key, data[:50])
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_group_that_lost_its_manifest_is_named_and_neither_collected_nor_taken_over(
+    place: Place, damage: str
+) -> None:
+    fill(new_cache(place), add_group(new_cache(place)))
+    key = "ledger/toy/group.json"
+    _damage(new_cache(place), key, damage)
+    before = Store(place.url, place.storage_options).list()
+    cache = Cache.open(place.url, place.storage_options)
+    assert [(problem.kind, problem.key) for problem in verify(cache).problems] == [("lost manifest", key)]
+    for refused in (
+        lambda: gc(cache, delete=True, min_age_seconds=0),
+        lambda: cache.add_group("toy", "toy:x", {"weights": "other"}, FEW_SPECS),
+        lambda: cache.read(0, "toy_flow"),
+        lambda: new_cache(place),
+    ):
+        with pytest.raises(CorruptDataError, match=r"toy/group.json is gone or damaged, .*restore it from a copy"):
+            refused()
+    assert cache.store.list() == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_new_clips_never_take_the_places_of_lost_ones(local_place: Place, damage: str) -> None:
+    cache = new_cache(local_place)
+    fill(cache, add_group(cache))
+    cache.extend(make_corpus(5))
+    _damage(cache, "clips.parquet/part-00001.parquet", damage)
+    cache = Cache.open(local_place.url)
+    assert {problem.message for problem in verify(cache).problems} == {
+        "it has more clips than clips.parquet, where a part is gone or damaged; restore it from a copy"
+    }
+    for refused in (lambda: cache.extend(make_corpus(9).slice(7)), lambda: new_cache(local_place)):
+        with pytest.raises(CorruptDataError, match="has 3 clips of 5: a part is gone or damaged"):
+            refused()
+
+
 def test_gc_lists_leftovers_first_and_never_takes_what_is_committed(place: Place) -> None:
     cache = new_cache(place)
     group = add_group(cache)
