@@ -25,7 +25,7 @@ Codec = dict[str, Any]
 """One codec of a zarr v3 array, as its `zarr.json` spells it."""
 
 _BLOSC_BYTES = 1 << 19
-"""Bytes of a block of blosc. Its own choice, 32 KiB, writes a fifth slower, reads half slower, and takes 2 to 6% more."""
+"""Bytes in a block of blosc. Its own choice, 32 KiB, writes a fifth slower, reads half slower, takes 2 to 6% more."""
 
 NOTHING: Mapping[str, NDArray[Any]] = MappingProxyType({})
 
