@@ -1,5 +1,6 @@
 """A store that fails at its n-th operation, in one of four ways."""
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeVar
@@ -35,7 +36,8 @@ class Fuse:
         if self.mode == "raise":
             raise StorageError(5, "injected")
         if self.mode == "die after":
-            operation()
+            with contextlib.suppress(FileNotFoundError):
+                operation()
         if self.mode == "torn write":
             tear()
         raise Died
