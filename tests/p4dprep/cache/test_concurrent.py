@@ -4,9 +4,12 @@ import multiprocessing
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.synchronize import Event
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
 from p4dprep.cache import Cache, Group, verify
 from p4dprep.errors import MissingDataError
@@ -23,6 +26,8 @@ from tests.p4dprep.cache.builders import (
 from tests.s3 import Place
 
 NUM_CLIPS = 8
+NUM_PROCESSES = 8
+NUM_OWN_GROUPS = 3
 
 
 def one_job(place: Place, number: int) -> dict[str, str]:
@@ -30,12 +35,13 @@ def one_job(place: Place, number: int) -> dict[str, str]:
     cache = new_cache(place, num_clips=NUM_CLIPS)
     cache.extend(make_corpus(NUM_CLIPS + number % 2))
     group = add_group(cache)
-    add_group(cache, (DEPTH,), name=f"own{number}")
+    if number < NUM_OWN_GROUPS:
+        add_group(cache, (DEPTH,), name=f"own{number}")
     fill(cache, group, noise=1e-3)
     return committed_digests(Cache.open(place.url, place.storage_options).group("toy"))
 
 
-def check(place: Place, seen: list[dict[str, str]], num_jobs: int) -> None:
+def check(place: Place, seen: list[dict[str, str]], num_own_groups: int) -> None:
     cache = Cache.open(place.url, place.storage_options)
     group = cache.group("toy")
     final = committed_digests(group)
@@ -44,7 +50,7 @@ def check(place: Place, seen: list[dict[str, str]], num_jobs: int) -> None:
         assert digests.items() <= final.items()
     commits = [result.index for _, record in group.ledger.all_records() for result in record or ()]
     assert sorted(commits) == list(range(cache.num_clips))
-    assert len(cache.groups()) == num_jobs + 1
+    assert len(cache.groups()) == num_own_groups + 1
     report = verify(cache)
     assert report.problems == ()
 
@@ -52,29 +58,47 @@ def check(place: Place, seen: list[dict[str, str]], num_jobs: int) -> None:
 def test_threads_agree_on_one_result(place: Place) -> None:
     with ThreadPoolExecutor(3) as pool:
         seen = list(pool.map(lambda number: one_job(place, number), range(3)))
-    check(place, seen, num_jobs=3)
+    check(place, seen, NUM_OWN_GROUPS)
 
 
-def _spawned(place: Place, number: int, start: Event) -> None:
-    start.wait()
-    one_job(place, number)
+def _rounds(places: list[Place], number: int, start: Barrier, num_done: Any) -> None:
+    for place in places:
+        start.wait()
+        one_job(place, number)
+        with num_done.get_lock():
+            num_done.value += 1
 
 
-def test_processes_agree_on_one_result_while_a_reader_looks_on(local_place: Place) -> None:
-    context = multiprocessing.get_context("spawn")
-    start = context.Event()
-    jobs = [context.Process(target=_spawned, args=(local_place, number, start)) for number in range(3)]
+def race(places: list[Place]) -> None:
+    """Eight processes, each doing all of the work on each cache, while this one reads what it can."""
+    context = multiprocessing.get_context("forkserver")  # clean as spawn is, and imports once
+    context.set_forkserver_preload([__name__])
+    start, num_done = context.Barrier(NUM_PROCESSES + 1, timeout=120), context.Value("i", 0)
+    jobs = [context.Process(target=_rounds, args=(places, n, start, num_done)) for n in range(NUM_PROCESSES)]
     for job in jobs:
         job.start()
-    new_cache(local_place, num_clips=NUM_CLIPS)
-    group = add_group(Cache.open(local_place.url))
-    start.set()
-    num_read = read_until(group, lambda: not any(job.is_alive() for job in jobs))
+    for done_before, place in enumerate(places):
+        new_cache(place, num_clips=NUM_CLIPS)
+        group = add_group(Cache.open(place.url, place.storage_options))
+        start.wait()
+        wanted = NUM_PROCESSES * (done_before + 1)
+        assert read_until(group, lambda wanted=wanted: num_done.value == wanted) > 0  # type: ignore[misc]
+        check(place, [], NUM_OWN_GROUPS)
     for job in jobs:
         job.join()
         assert job.exitcode == 0
-    assert num_read > 0
-    check(local_place, [], num_jobs=3)
+
+
+def test_eight_processes_agree_on_one_result_while_a_reader_looks_on(tmp_path: Path) -> None:
+    race([Place(url=str(tmp_path / f"{number}")) for number in range(6)])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_eight_processes_agree_in_fifty_rounds_on_disk_and_bucket(tmp_path: Path, s3_place: Place) -> None:
+    options = s3_place.storage_options
+    race([Place(url=str(tmp_path / f"{number}")) for number in range(50)])
+    race([Place(url=f"{s3_place.url}-{number}", storage_options=options) for number in range(50)])
 
 
 def read_until(group: Group, done: object) -> int:
