@@ -25,7 +25,7 @@ Codec = dict[str, Any]
 """One codec of a zarr v3 array, as its `zarr.json` spells it."""
 
 _BLOSC_BYTES = 1 << 19
-"""Bytes in a block of blosc. Its own choice, 32 KiB, writes a fifth slower, reads half slower, takes 2 to 6% more."""
+"""Bytes of a blosc block. Its own choice, 32 KiB, writes a fifth slower, reads a third slower, takes 3 to 6% more."""
 
 NOTHING: Mapping[str, NDArray[Any]] = MappingProxyType({})
 
@@ -154,7 +154,10 @@ class RoundedFloat(Encoding):
         drop = 23 - self.mantissa_bits
         special = ~np.isfinite(rounded)
         kept = bits[special]
-        bits += ((bits >> np.uint32(drop)) & np.uint32(1)) + np.uint32((1 << (drop - 1)) - 1)
+        half = bits >> np.uint32(drop)
+        half &= np.uint32(1)
+        half += np.uint32((1 << (drop - 1)) - 1)
+        bits += half
         bits &= np.uint32(0xFFFFFFFF ^ ((1 << drop) - 1))
         bits[special] = kept
         return Encoded(parts={"": rounded})
