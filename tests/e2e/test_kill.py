@@ -21,18 +21,7 @@ NUM_KILLS = 20
 NUM_CLIPS = 24
 RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """They hold nothing of ours, but try for 60 s to tell the dead head node of its death before they go."""
-TEACHERS = (
-    "--teacher",
-    "slow?milliseconds=60",
-    "--teacher",
-    "opencv-dis",
-    "--frames",
-    "4",
-    "--size",
-    "32",
-    "--workers",
-    "1",
-)
+TEACHERS = ("--teacher", "slow?milliseconds=60", "--frames", "4", "--size", "32", "--workers", "1")
 
 
 class Job:
