@@ -38,6 +38,14 @@ def ray_cluster(stranger: Path) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def ray_address(ray_cluster: None) -> str:
+    """Where a command joins that Ray: `--address` saves it the seconds of starting one of its own."""
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)
+
+
+@pytest.fixture(scope="session")
 def shared_videos() -> Path:
     """The small real clips beside the project."""
     if not SHARED_VIDEOS.is_dir():

@@ -28,9 +28,12 @@ def stderr_of_wrong_request(*arguments: object) -> str:
     return done.stderr
 
 
-def test_flags_win_over_the_file_and_coverage_decides_the_exit_code(videos: Path, tmp_path: Path) -> None:
+def test_flags_win_over_the_file_and_coverage_decides_the_exit_code(
+    videos: Path, tmp_path: Path, ray_address: str
+) -> None:
     cache = tmp_path / "cache"
     job = {"source": str(videos), "cache": str(cache), "teachers": ["opencv-dis"], "frames": 8, "size": 32}
+    job |= {"address": ray_address}
     (tmp_path / "job.yaml").write_text(json.dumps(job))
     report = run_json("extract", "--config", tmp_path / "job.yaml", "--frames", 4, exit_code=1)
     assert (report["clips"], report["committed"], report["failed"]) == (NUM_CLIPS, NUM_CLIPS - 1, 1)

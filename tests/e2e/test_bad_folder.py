@@ -17,11 +17,12 @@ OPTIONS = ("--teacher", "opencv-dis", "--frames", "4", "--size", "32")
 
 
 @pytest.mark.timeout(600)
-def test_sixty_bad_files_cost_sixty_clips_and_no_neighbour(tmp_path: Path) -> None:
+def test_sixty_bad_files_cost_sixty_clips_and_no_neighbour(tmp_path: Path, ray_address: str) -> None:
+    options = (*OPTIONS, "--address", ray_address)
     folder = write_corpus(tmp_path / "mixed", NUM_GOOD, num_frames=8)
     good = Path(shutil.copytree(folder, tmp_path / "good"))
     assert len(write_bad_videos(folder)) == NUM_BAD
-    report = run_json("extract", folder, tmp_path / "cache", *OPTIONS, exit_code=1)
+    report = run_json("extract", folder, tmp_path / "cache", *options, exit_code=1)
     assert {key: report[key] for key in ("clips", "committed", "failed", "skipped", "missing")} == {
         "clips": NUM_GOOD + NUM_BAD,
         "committed": NUM_GOOD,
@@ -31,9 +32,9 @@ def test_sixty_bad_files_cost_sixty_clips_and_no_neighbour(tmp_path: Path) -> No
     }
     assert sum(report["failures_by_kind"].values()) == NUM_BAD
     assert all(len(failure["reason"]) > 10 for failure in report["failures"])
-    run_json("extract", good, tmp_path / "clean", *OPTIONS)
+    run_json("extract", good, tmp_path / "clean", *options)
     assert sorted(data_digests(tmp_path / "cache").values()) == sorted(data_digests(tmp_path / "clean").values())
-    enough = run_json("extract", folder, tmp_path / "cache", *OPTIONS, "--coverage", 0.25)
+    enough = run_json("extract", folder, tmp_path / "cache", *options, "--coverage", 0.25)
     assert (enough["committed"], enough["skipped"], enough["failed"]) == (0, NUM_GOOD, NUM_BAD)
     peak_bytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     assert peak_bytes < MAX_CHILD_BYTES

@@ -88,8 +88,11 @@ def test_the_same_on_s3_gives_the_same_bytes_and_leaks_no_credential(
         assert secret not in str(report)
 
 
-def test_the_times_of_a_variable_frame_rate_clip_are_the_files_own(shared_videos: Path, tmp_path: Path) -> None:
-    run_json("extract", shared_videos / "fire2.mp4", tmp_path / "cache", "--teacher", "opencv-dis", "--size", 64)
+def test_the_times_of_a_variable_frame_rate_clip_are_the_files_own(
+    shared_videos: Path, tmp_path: Path, ray_address: str
+) -> None:
+    options = ("--teacher", "opencv-dis", "--size", 64, "--address", ray_address)
+    run_json("extract", shared_videos / "fire2.mp4", tmp_path / "cache", *options)
     with av.open(str(shared_videos / "fire2.mp4")) as container:
         own = [float(frame.pts * Fraction(frame.time_base)) for frame in container.decode(video=0)]
     wanted = np.round(np.linspace(0, len(own) - 1, 16)).astype(int)
@@ -99,8 +102,8 @@ def test_the_times_of_a_variable_frame_rate_clip_are_the_files_own(shared_videos
 
 
 def test_six_real_clips_are_committed_by_three_teachers(
-    shared_videos: Path, teachers: list[str], tmp_path: Path
+    shared_videos: Path, teachers: list[str], tmp_path: Path, ray_address: str
 ) -> None:
-    report = run_json("extract", shared_videos, tmp_path / "cache", *teachers)
+    report = run_json("extract", shared_videos, tmp_path / "cache", *teachers, "--address", ray_address)
     assert (report["clips"], report["committed"], report["failed"]) == (6, 6, 0)
     assert run_json("cache", "verify", tmp_path / "cache")["problems"] == []
