@@ -223,6 +223,7 @@ def start_ray(address: str | None) -> None:
     if address is None:
         _stay_on_loopback()
         ray.init(
+            address="local",  # without it, Ray joins whatever cluster was last started on this machine
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
             logging_level=logging.ERROR,
@@ -232,7 +233,8 @@ def start_ray(address: str | None) -> None:
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise RequestError(f"no Ray cluster at {address}: {str(error).splitlines()[0]}") from None
+        hint = "a cluster with token authentication needs RAY_AUTH_MODE=token here, or --address auto on its node"
+        raise RequestError(f"cannot join Ray at {address}: {str(error).splitlines()[0]} ({hint})") from None
 
 
 def _stay_on_loopback() -> None:
