@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 
 from tests.conftest import ROOT
@@ -25,6 +26,7 @@ def blocks(language: str) -> list[str]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, s3_endpoint: str) -> Path:
     """What the README assumes: `videos`, the original checkpoint, and a bucket with videos."""
+    ray.shutdown()  # these are the last tests, and `ray stop` in a block would take a driver of that Ray with it
     here = tmp_path_factory.mktemp("readme")
     write_corpus(here / "videos", 3)
     write_checkpoint(here / "l4p.ckpt", original_tensors_of_36_layers())

@@ -54,7 +54,7 @@ class Job:
     def named(self, part: str) -> list[psutil.Process]:
         return [process for process in self.family() if part in command_line(process)]
 
-    def wait_until(self, ready: Callable[[], bool], timeout_seconds: float = 60) -> bool:
+    def wait_until(self, ready: Callable[[], bool], timeout_seconds: float = 120) -> bool:
         """Watch until it is so; False if the job ended first."""
         end = time.monotonic() + timeout_seconds
         while time.monotonic() < end:
@@ -98,7 +98,7 @@ def job_family() -> Iterator[list[Job]]:
             job.process.wait()
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 @pytest.mark.usefixtures("stranger")
 def test_killed_anywhere_and_run_again_it_ends_the_same(
     tmp_path: Path, job_family: list[Job], ray_address: str
