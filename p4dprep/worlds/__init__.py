@@ -1,0 +1,1 @@
+"""Procedural scenes with exact depth, flow, motion, camera, regions and questions. docs/worlds.md shows them."""
