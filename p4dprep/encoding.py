@@ -122,7 +122,7 @@ class Encoding(ABC):
 
     @abstractmethod
     def decode(self, parts: Mapping[str, NDArray[Any]], spec: TargetSpec) -> NDArray[Any]:
-        """Physical values in the spec's shape; NaN where invalid. float32 unless the spec says bool or float16."""
+        """Physical values in the spec's shape; NaN where invalid. float32 unless the spec says otherwise."""
 
 
 class RoundedFloat(Encoding):
@@ -174,10 +174,30 @@ class RoundedRays(RoundedFloat):
     mantissa_bits = 12
 
 
+class ExactFloat(Encoding):
+    """float32 as it is, for a few numbers of which each counts, such as camera poses."""
+
+    name = "float32"
+
+    def stored(self, spec: TargetSpec) -> tuple[StoredArray, ...]:
+        """One float32 array."""
+        codecs = plain_codecs("float32")
+        return (StoredArray(dims=spec.dims, shape=spec.shape, dtype="float32", codecs=codecs, fill_value=math.nan),)
+
+    def encode(self, values: NDArray[Any], spec: TargetSpec, standing: Mapping[str, NDArray[Any]] = NOTHING) -> Encoded:
+        """As they are."""
+        return Encoded(parts={"": np.asarray(values, np.float32)})
+
+    def decode(self, parts: Mapping[str, NDArray[Any]], spec: TargetSpec) -> NDArray[Any]:
+        """As they are."""
+        return parts[""]
+
+
 class FixedPointFlow(Encoding):
     """int16 steps of a power of two, 1/64 px for frames up to 256 px: error at most 1/128 px in u and in v.
 
-    The range covers at least twice the frame's longer side. A vector beyond it, or not finite, is marked invalid.
+    The range covers at least twice the frame's longer side. A vector beyond it, or not finite, is marked invalid; it
+    is counted unless it was NaN where the spec allows that.
     """
 
     name = "flow-int16"
@@ -208,8 +228,10 @@ class FixedPointFlow(Encoding):
         np.rint(steps, out=steps)
         num_bad = 0
         if steps.size and not (steps.min() >= -32767 and steps.max() <= 32767):  # a NaN fails both
-            bad = ~(np.abs(steps) <= 32767).all(axis=spec.dims.index("uv"), keepdims=True)
-            num_bad = int(bad.sum())
+            uv = spec.dims.index("uv")
+            bad = ~(np.abs(steps) <= 32767).all(axis=uv, keepdims=True)
+            uncounted = np.isnan(steps).any(axis=uv, keepdims=True) if spec.may_be_invalid else np.False_
+            num_bad = int((bad & ~uncounted).sum())
             np.copyto(steps, np.float32(self.invalid), where=bad)
         codes = np.full(values.shape, self.invalid, np.int16)
         codes[frames] = steps
@@ -282,6 +304,20 @@ class Mask(Encoding):
     def decode(self, parts: Mapping[str, NDArray[Any]], spec: TargetSpec) -> NDArray[Any]:
         """As they are."""
         return parts[""]
+
+
+class Labels(Mask):
+    """Ids of up to 256 things; large areas of one id compress to nearly nothing."""
+
+    name = "uint8"
+
+    def stored(self, spec: TargetSpec) -> tuple[StoredArray, ...]:
+        """One uint8 array."""
+        return (StoredArray(dims=spec.dims, shape=spec.shape, dtype="uint8", codecs=packed_codecs("uint8")),)
+
+    def encode(self, values: NDArray[Any], spec: TargetSpec, standing: Mapping[str, NDArray[Any]] = NOTHING) -> Encoded:
+        """As they are."""
+        return Encoded(parts={"": np.asarray(values, np.uint8)})
 
 
 class ScaledLatents(Encoding):
@@ -359,7 +395,16 @@ def _least_cosine(
 
 _ENCODINGS: dict[str, Encoding] = {
     encoding.name: encoding
-    for encoding in (RoundedFloat(), RoundedRays(), FixedPointFlow(), LogitSteps(), Mask(), ScaledLatents())
+    for encoding in (
+        RoundedFloat(),
+        RoundedRays(),
+        ExactFloat(),
+        FixedPointFlow(),
+        LogitSteps(),
+        Mask(),
+        Labels(),
+        ScaledLatents(),
+    )
 }
 _BY_QUANTITY: dict[Quantity, str] = {
     "metric depth": RoundedFloat.name,
@@ -369,7 +414,11 @@ _BY_QUANTITY: dict[Quantity, str] = {
     "backward flow": FixedPointFlow.name,
     "motion logit": LogitSteps.name,
     "motion mask": Mask.name,
+    "visibility mask": Mask.name,
+    "instance ids": Labels.name,
     "plücker rays": RoundedRays.name,
+    "camera pose": ExactFloat.name,
+    "camera intrinsics": ExactFloat.name,
     "latents": ScaledLatents.name,
 }
 

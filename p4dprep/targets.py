@@ -3,12 +3,13 @@
 Shape suffixes: `b` batch, `t` frames, `h w` pixels, `c` channels.
 """
 
+import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +24,14 @@ Quantity = Literal[
     "backward flow",
     "motion logit",
     "motion mask",
+    "visibility mask",
+    "instance ids",
     "plücker rays",
+    "camera pose",
+    "camera intrinsics",
     "latents",
 ]
+DType = Literal["float32", "float16", "bool", "uint8"]
 Transform = Literal["flip_x"]
 InvalidFrames = Literal["none", "first", "last"]
 
@@ -33,7 +39,18 @@ SHARED_DIMS = ("t", "y", "x", "uv")
 """Axes that mean the same for every target of a cache: frames, rows, columns, and (u, v) of a flow in pixels.
 Any other axis belongs to one teacher and is stored as `<group>_<dim>`."""
 
-_MAY_BE_CONSTANT: frozenset[Quantity] = frozenset({"forward flow", "backward flow", "motion logit", "motion mask"})
+_MAY_BE_CONSTANT: frozenset[Quantity] = frozenset(
+    {
+        "forward flow",
+        "backward flow",
+        "motion logit",
+        "motion mask",
+        "visibility mask",
+        "instance ids",
+        "camera pose",
+        "camera intrinsics",
+    }
+)
 _POSITIVE: frozenset[Quantity] = frozenset({"metric depth", "relative depth"})
 
 
@@ -59,24 +76,27 @@ class TargetSpec:
         name: lower-case identifier, unique within its teacher, such as `depth`.
         dims: axis names of one clip's array; `t`, `y`, `x`, `uv` are shared, others are the teacher's own.
         shape: sizes of those axes.
-        dtype: the dtype `predict` returns: `float32`, `float16` or `bool`.
+        dtype: the dtype `predict` returns: `float32`, `float16`, `bool` for masks, `uint8` for ids.
         units: UDUNITS string such as `m`, `1/m`; `px` for flow; `1` for none.
         quantity: what the numbers mean; it chooses the encoding, the checks and the losses that are allowed.
         transforms: augmentations under which the target can follow the frames exactly.
         invalid_frames: the frame that has no value by definition, such as the first of a backward flow. It holds
             NaN; a NaN or infinity anywhere else is refused.
+        may_be_invalid: single values may be NaN where there is none by nature, such as the depth of the sky; not all
+            of them. Infinities stay refused.
         description: one line for people.
     """
 
     name: str
     dims: tuple[str, ...]
     shape: tuple[int, ...]
-    dtype: Literal["float32", "float16", "bool"]
+    dtype: DType
     units: str
     quantity: Quantity
     transforms: tuple[Transform, ...] = ()
     invalid_frames: InvalidFrames = "none"
     description: str = ""
+    may_be_invalid: bool = False
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier() or self.name != self.name.lower():
@@ -93,6 +113,13 @@ class TargetSpec:
         """Numbers in one clip's array."""
         return math.prod(self.shape)
 
+    def to_attributes(self) -> dict[str, Any]:
+        """The declaration for JSON. What a cache's format did not know at first is left out where it says nothing."""
+        fields = dataclasses.asdict(self)
+        if not self.may_be_invalid:
+            del fields["may_be_invalid"]
+        return fields
+
     def valid_frames(self) -> slice:
         """The frames that must hold finite numbers."""
         return {"none": slice(None), "first": slice(1, None), "last": slice(None, -1)}[self.invalid_frames]
@@ -101,17 +128,22 @@ class TargetSpec:
         """Refuse an array that this declaration forbids.
 
         Raises:
-            TeacherOutputError: wrong shape or dtype, NaN or infinity in a valid frame, a value in an invalid one,
-                a depth that is not positive, or a constant array where a real prediction cannot be constant.
+            TeacherOutputError: wrong shape or dtype, NaN (unless declared) or infinity in a valid frame, nothing but
+                NaN, a value in an invalid frame, a depth that is not positive, or a constant array where a real
+                prediction cannot be constant.
         """
         where = f"target {self.name} of clip {clip_id}"
         if values.shape != self.shape:
             raise TeacherOutputError(f"{where} has shape {values.shape}; the teacher declares {self.shape}")
         if values.dtype != np.dtype(self.dtype):
             raise TeacherOutputError(f"{where} has dtype {values.dtype}; the teacher declares {self.dtype}")
-        if self.dtype == "bool":
+        if self.dtype in ("bool", "uint8"):
             return
         valid = values[self.valid_frames()]
+        if self.may_be_invalid and valid.size:
+            valid = valid[~np.isnan(valid)]
+            if not valid.size:
+                raise TeacherOutputError(f"{where} holds nothing but NaN")
         low, high = (valid.min(), valid.max()) if valid.size else (np.float32(0), np.float32(1))
         if not (np.isfinite(low) and np.isfinite(high)):
             share = 1 - np.isfinite(valid.astype(np.float32)).mean()

@@ -42,7 +42,8 @@ class GroupManifest:
 
     def to_bytes(self) -> bytes:
         """JSON, the same for the same manifest."""
-        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False, sort_keys=True).encode()
+        fields = dataclasses.asdict(self) | {"targets": [spec.to_attributes() for spec in self.targets]}
+        return json.dumps(fields, indent=1, ensure_ascii=False, sort_keys=True).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "GroupManifest":

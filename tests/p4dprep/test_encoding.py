@@ -115,6 +115,14 @@ class TestFlow(EncodingContract):
         assert np.isnan(decoded[2, 0, 1]).all()
         assert np.isfinite(decoded[1:]).sum() == decoded[1:].size - 4
 
+    def test_what_is_declared_absent_is_not_counted(self) -> None:
+        values = make_values(FLOW, 1)
+        values[1, 0, 0] = np.nan
+        values[2, 0, 1] = 1e9
+        encoded = encode(values, dataclasses.replace(FLOW, may_be_invalid=True))
+        assert encoded.num_out_of_range == 1
+        assert encode(values, FLOW).num_out_of_range == 2
+
     @pytest.mark.parametrize(
         ("side", "scale"), [(224, 1 / 64), (255, 1 / 64), (256, 1 / 32), (518, 1 / 16), (1024, 1 / 8)]
     )
@@ -144,6 +152,24 @@ class TestMask(EncodingContract):
     def test_a_mask_is_exact(self) -> None:
         values = make_values(MASK, 1)
         np.testing.assert_array_equal(round_trip(values, MASK), values)
+
+
+class TestIds(EncodingContract):
+    spec = dataclasses.replace(MASK, quantity="instance ids", dtype="uint8")
+
+    def test_every_id_is_exact(self) -> None:
+        values = (np.arange(self.spec.num_values) % 256).reshape(self.spec.shape).astype(np.uint8)
+        decoded = round_trip(values, self.spec)
+        np.testing.assert_array_equal(decoded, values)
+        assert decoded.dtype == np.uint8
+
+
+class TestPose(EncodingContract):
+    spec = dataclasses.replace(RAYS, quantity="camera pose", dims=("t", "row", "column"), shape=(4, 4, 4))
+
+    def test_every_bit_survives(self) -> None:
+        values = make_values(self.spec, 1)
+        assert round_trip(values, self.spec).tobytes() == values.tobytes()
 
 
 def least_cosine(ours: NDArray[Any], wanted: NDArray[Any]) -> float:

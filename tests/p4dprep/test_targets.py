@@ -95,6 +95,29 @@ def test_a_still_clip_may_have_no_flow_and_no_motion() -> None:
     depth_spec(name="motion", quantity="motion mask", dtype="bool", units="1").check(np.zeros(SHAPE, bool), "a")
 
 
+def test_single_values_may_be_absent_where_declared_but_not_all_and_never_infinite() -> None:
+    sky = depth_spec(may_be_invalid=True)
+    sky.check(spoiled(np.nan), "a")
+    for values, message in (
+        (spoiled(np.inf), "not finite"),
+        (spoiled(-1), "must be positive"),
+        (np.full(SHAPE, np.nan, np.float32), "nothing but NaN"),
+    ):
+        with pytest.raises(TeacherOutputError, match=message):
+            sky.check(values, "a")
+
+
+def test_ids_masks_and_a_standing_camera_may_be_constant() -> None:
+    for quantity, dtype in (("instance ids", "uint8"), ("visibility mask", "bool"), ("camera pose", "float32")):
+        depth_spec(quantity=quantity, dtype=dtype, units="1").check(np.ones(SHAPE, dtype), "a")
+
+
+def test_the_attributes_of_a_declaration_without_new_fields_are_what_they_were() -> None:
+    first = {"name", "dims", "shape", "dtype", "units", "quantity", "transforms", "invalid_frames", "description"}
+    assert set(depth_spec().to_attributes()) == first
+    assert depth_spec(may_be_invalid=True).to_attributes()["may_be_invalid"] is True
+
+
 @pytest.mark.parametrize(
     ("predictions", "message"),
     [
