@@ -105,7 +105,7 @@ class Sampling:
         Raises:
             RequestError: a size is under 1.
         """
-        return FrameGeometry(num_frames=self.num_frames, height=self.height, width=self.width)
+        return FrameGeometry(num_frames=self.num_frames, height=self.height, width=self.width, resize=self.resize)
 
     def to_attributes(self) -> dict[str, str | int | float | None]:
         """Flat fields, for a cache's attributes and fingerprint."""

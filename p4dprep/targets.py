@@ -56,11 +56,15 @@ _POSITIVE: frozenset[Quantity] = frozenset({"metric depth", "relative depth"})
 
 @dataclass(frozen=True, kw_only=True)
 class FrameGeometry:
-    """The frames every teacher of a cache gets: `num_frames` x `height` x `width` x 3, uint8 RGB."""
+    """The frames every teacher of a cache gets: `num_frames` x `height` x `width` x 3, uint8 RGB.
+
+    `resize` says how they came to that size: squashed, whatever the shape, or padded with black.
+    """
 
     num_frames: int
     height: int
     width: int
+    resize: Literal["squash", "pad"] = "squash"
 
     def __post_init__(self) -> None:
         for name in ("num_frames", "height", "width"):
