@@ -188,6 +188,19 @@ def rays_rgb(rays_thwc: ArrayLike) -> tuple[RGB, RGB, float]:
     return _hatched(colours[0], valid), _hatched(colours[1], valid), longest
 
 
+def error_rgb(error_thw: ArrayLike, *, full: float) -> RGB:
+    """How wrong each pixel is: black at 0, over red to pale yellow at `full` and beyond, uint8 (t, h, w, 3).
+
+    Args:
+        error_thw: (t, h, w), not negative; NaN where nothing was compared.
+        full: the error at the end of the colours.
+    """
+    error = np.asarray(error_thw, np.float32)
+    valid = np.isfinite(error)
+    share = np.clip(np.where(valid, error, 0) / max(full, 1e-12), 0, 1)
+    return _hatched(matplotlib.colormaps["inferno"](share)[..., :3] * 255, valid)
+
+
 def _principal_axes(tokens_nc: NDArray[np.float32], num_axes: int = 3) -> NDArray[np.float32]:
     """The first principal axes (c, num_axes) of centred tokens, by randomised subspace iteration (Halko et al. 2011).
 
