@@ -249,18 +249,19 @@ def normals(part: Part, points_3n: Array) -> Array:
     if part.shape == "ground":
         return np.broadcast_to(np.array([[0], [0], [1]], np.float32), points_3n.shape)
     if part.shape == "sphere":
-        return points_3n / half
+        return points_3n / half[0]
     if part.shape in ("box", "room"):
         relative = points_3n / half
         axis = np.abs(relative).argmax(axis=0)
         chosen = np.arange(3)[:, None] == axis
         outward: Array = np.where(chosen, np.sign(relative), 0).astype(np.float32)
         return -outward if part.shape == "room" else outward
-    upright = points_3n.copy()
+    upright: Array = points_3n.copy()
     if part.shape == "capsule":
         reach = max(float(half[2, 0] - half[0, 0]), 1e-6)
         upright[2] -= np.clip(upright[2], -reach, reach)
-        return upright / half[0, 0]
+        upright /= half[0, 0]
+        return upright
     upright[2] = 0
     on_end = np.abs(points_3n[2]) / half[2, 0] > np.hypot(points_3n[0], points_3n[1]) / half[0, 0]
     end = np.stack([np.zeros_like(points_3n[2]), np.zeros_like(points_3n[2]), np.sign(points_3n[2])])
@@ -311,13 +312,15 @@ def _sky(scene: Scene, directions_3n: Floats) -> Array:
 
 def _light(surfaces: Surfaces, time: int, light: Light, points_3n: Floats, normal_3n: Array) -> Array:
     """Brightness (n,) that a light adds, shadows cast."""
+    towards: Array
     if light.direction is not None:
         towards = np.broadcast_to(np.asarray(light.direction, np.float32)[:, None], points_3n.shape)
-        strength = np.full(points_3n.shape[1], np.float32(light.strength))
+        strength = np.full(points_3n.shape[1], light.strength, np.float32)
     else:
         towards = (np.asarray(light.position)[:, None] - points_3n).astype(np.float32)
-        strength = np.float32(light.strength * 10) / (1 + _dot(towards, towards))
-    bright: Array = np.clip(_dot(towards, normal_3n) / np.sqrt(_dot(towards, towards)), 0, 1) * np.minimum(strength, 1)
+        strength = (light.strength * 10 / (1 + _dot(towards, towards))).astype(np.float32)
+    facing: Array = np.clip(_dot(towards, normal_3n) / np.sqrt(_dot(towards, towards)), 0, 1)
+    bright = facing * np.minimum(strength, np.float32(1))
     reached = np.flatnonzero(bright > 0)
     starts = points_3n[:, reached] + 2e-3 * normal_3n[:, reached]
     bright[reached] *= ~occluded(surfaces.parts, time, starts, towards[:, reached], light.direction is None)
@@ -334,6 +337,8 @@ def occluded(
     """Whether a part lies on the way from starts along `towards`; only before its end if that is a target."""
     solid = [placed for placed in parts if placed.part.shape not in ("room", "ground")]
     hidden = np.zeros(starts_3n.shape[1], bool)
+    if not solid:
+        return hidden
     limit = np.float32(1 if ends_at_target else np.inf)
     for placed, near in zip(solid, _near_rays(solid, time, starts_3n, towards_3n, limit), strict=True):
         mine = np.flatnonzero(near & ~hidden)

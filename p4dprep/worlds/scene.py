@@ -21,7 +21,7 @@ SHAPES = Literal["box", "sphere", "cylinder", "capsule", "room", "ground"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 SETTINGS: tuple[Setting, ...] = get_args(Setting)
 
-STILL_METRES_PER_SECOND = 0.01
+STILL_METRES_PER_SECOND = 0.0005
 """A surface point slower than this between two frames does not move in 3D."""
 
 
