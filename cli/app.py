@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli import cache, demo, doctor, eval, extract, teachers
+from cli import cache, demo, doctor, eval, extract, teachers, worlds
 from p4dprep import __version__
 from p4dprep.errors import P4DError
 from p4dprep.storage import redact
@@ -25,6 +25,7 @@ app.add_typer(cache.app, name="cache", help="Look into a cache, verify it, show 
 app.add_typer(eval.app, name="eval", help="Judge maps by the truth.")
 app.add_typer(teachers.app, name="teachers", help="List the teachers; import the paper's checkpoint.")
 app.command("doctor")(doctor.doctor)
+app.command("worlds")(worlds.worlds)
 app.command("demo")(demo.demo)
 
 

@@ -1,1 +1,4 @@
 """Procedural scenes with exact depth, flow, motion, camera, regions and questions. docs/worlds.md shows them."""
+
+VERSION = "1"
+"""Raised whenever the same id would give another scene, picture, truth or question."""
