@@ -249,7 +249,8 @@ def normals(part: Part, points_3n: Array) -> Array:
     if part.shape == "ground":
         return np.broadcast_to(np.array([[0], [0], [1]], np.float32), points_3n.shape)
     if part.shape == "sphere":
-        return points_3n / half[0]
+        round_: Array = points_3n / half[0]
+        return round_
     if part.shape in ("box", "room"):
         relative = points_3n / half
         axis = np.abs(relative).argmax(axis=0)

@@ -71,13 +71,16 @@ def test_hits_lie_on_the_surface_and_nothing_of_it_lies_before_them(shape: SHAPE
 def signed_distance(shape: SHAPES, points_3n: np.ndarray) -> np.ndarray:
     """Below 0 inside; the sizes are those of the test above. A second way to say what a shape is."""
     x, y, z = points_3n
+    distance: np.ndarray
     if shape in ("box", "room"):
-        return np.max(np.abs(points_3n) - np.array([[0.4], [0.4], [0.9]]), axis=0)
-    if shape == "sphere":
-        return np.sqrt(x * x + y * y + z * z) - 0.4
-    if shape == "cylinder":
-        return np.maximum(np.hypot(x, y) - 0.4, np.abs(z) - 0.9)
-    return np.sqrt(x * x + y * y + (z - np.clip(z, -0.5, 0.5)) ** 2) - 0.4
+        distance = np.max(np.abs(points_3n) - np.array([[0.4], [0.4], [0.9]]), axis=0)
+    elif shape == "sphere":
+        distance = np.sqrt(x * x + y * y + z * z) - 0.4
+    elif shape == "cylinder":
+        distance = np.maximum(np.hypot(x, y) - 0.4, np.abs(z) - 0.9)
+    else:
+        distance = np.sqrt(x * x + y * y + (z - np.clip(z, -0.5, 0.5)) ** 2) - 0.4
+    return distance
 
 
 @pytest.mark.parametrize("shape", ["box", "sphere", "cylinder", "capsule"])

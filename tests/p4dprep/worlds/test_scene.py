@@ -52,9 +52,8 @@ def test_an_arc_with_a_positive_rate_turns_left() -> None:
     assert left.position(np.array([1.0]))[0, 1] > 0  # y is to the left of x, z is up
 
 
-def camera(**changes: float) -> Camera:
-    fields = {"pitch": 0.0, "fov_x": math.radians(90), "aspect": 4 / 3} | changes
-    return Camera(trajectory=still((1, 2, 3), yaw=fields.pop("yaw", 0.0)), kind="stand", **fields)
+def camera(*, yaw: float = 0.0, pitch: float = 0.0) -> Camera:
+    return Camera(trajectory=still((1, 2, 3), yaw=yaw), pitch=pitch, fov_x=math.radians(90), aspect=4 / 3, kind="stand")
 
 
 def test_camera_axes_are_right_down_and_forward() -> None:

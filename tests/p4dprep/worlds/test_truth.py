@@ -57,7 +57,8 @@ def reprojected(known: Truth, here: int, there: int) -> np.ndarray:
     relative = known.pose_t44[there] @ np.linalg.inv(known.pose_t44[here])
     moved = (points @ relative[:3, :3].T + relative[:3, 3]) @ known.intrinsics_33.T
     moved[moved[..., 2] <= 0] = np.nan
-    return moved[..., :2] / moved[..., 2:]
+    projected: np.ndarray = moved[..., :2] / moved[..., 2:]
+    return projected
 
 
 def test_warping_by_the_flow_reproduces_the_next_frame_where_it_is_visible(
@@ -86,7 +87,8 @@ def bilinear(picture: np.ndarray, at_hw2: np.ndarray) -> np.ndarray:
     a, b = (x - left)[..., None], (y - top)[..., None]
     upper = picture[top, left] * (1 - a) + picture[top, left + 1] * a
     lower = picture[top + 1, left] * (1 - a) + picture[top + 1, left + 1] * a
-    return upper * (1 - b) + lower * b
+    mixed: np.ndarray = upper * (1 - b) + lower * b
+    return mixed
 
 
 def test_rays_agree_with_pose_and_intrinsics(filmed: list[tuple[Scene, np.ndarray, Truth]]) -> None:
