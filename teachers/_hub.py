@@ -45,21 +45,23 @@ class ResolvedWeights:
         folder: where they lie, absolute.
         source: the hub's `ORG/NAME`, or empty for a local folder.
         revision: the hub's commit hash, or empty for a local folder.
+        shipped: the name of weights that come with the package, or empty.
     """
 
     folder: Path
     source: str = ""
     revision: str = ""
+    shipped: str = ""
 
     @property
     def argument(self) -> str:
-        """Names the very same weights again: `ORG/NAME@COMMIT` or the absolute folder."""
-        return f"{self.source}@{self.revision}" if self.source else str(self.folder)
+        """Names the very same weights again, shipped ones on every machine: a name, `ORG/NAME@COMMIT`, or a folder."""
+        return self.shipped or (f"{self.source}@{self.revision}" if self.source else str(self.folder))
 
     @property
     def origin(self) -> str:
-        """For a fingerprint: `ORG/NAME@COMMIT`, or `local folder`, wherever that lies."""
-        return self.argument if self.source else "local folder"
+        """For a fingerprint: a shipped name, `ORG/NAME@COMMIT`, or `local folder`, wherever that lies."""
+        return self.argument if self.source or self.shipped else "local folder"
 
 
 def resolve_folder(argument: str, *, patterns: tuple[str, ...] = HUB_FORMAT) -> ResolvedWeights:

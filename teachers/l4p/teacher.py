@@ -1,4 +1,4 @@
-"""L4P as a teacher: `l4p:FOLDER` or `l4p:ORG/NAME[@REV]`, a folder that `import-l4p` or `save_pretrained` wrote."""
+"""L4P as a teacher: `l4p:mini`, which ships with the package, or a folder that `import-l4p` or `save_pretrained` wrote."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -25,6 +25,8 @@ _DTYPES = ("float32", "bfloat16", "float16")
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _FLIP: tuple[Transform, ...] = ("flip_x",)
 
+MINI = "mini"
+"""The embedded teacher: trained on worlds by teachers.l4p.train, its model card beside its weights."""
 CODE_VERSION = "1"
 """Raised whenever the same weights and frames would give other numbers."""
 
@@ -34,9 +36,9 @@ class L4PTeacher(Teacher):
 
     info = TeacherInfo(
         summary="L4P, the paper's teacher: latents, depth, backward flow, motion and camera rays of 16-frame windows",
-        licence="the weights' own; the original's are for non-commercial research and come from the user",
-        argument="FOLDER or ORG/NAME[@REV]",
-        downloads="nothing for a folder; config and safetensors for a hub id",
+        licence="mini: Apache-2.0; others have their own (the original's: non-commercial research, from the user)",
+        argument="mini, FOLDER or ORG/NAME[@REV]",
+        downloads="nothing for mini or a folder; config and safetensors for a hub id",
         options={"dtype": "float32 (default), bfloat16 or float16: what the weights are run in"},
     )
 
@@ -48,8 +50,10 @@ class L4PTeacher(Teacher):
 
     @classmethod
     def from_spec(cls, argument: str, options: Mapping[str, str]) -> Self:
-        """Build from `l4p:FOLDER?dtype=...`; reads the config, no weights."""
+        """Build from `l4p:mini?dtype=...`; reads the config, no weights. A folder called mini is `l4p:./mini`."""
         dtype = take_options("l4p", options, {"dtype": _DTYPES})["dtype"]
+        if argument == MINI:
+            return cls(ResolvedWeights(folder=Path(__file__).parent / MINI, shipped=MINI), dtype)
         return cls(resolve_folder(argument), dtype)
 
     def resolved_spec(self) -> tuple[str, dict[str, str]]:
