@@ -125,7 +125,8 @@ class TeacherContract(ABC):
     def test_a_clip_gets_its_own_row_in_whatever_batch(
         self, teacher: Teacher, clips: dict[str, NDArray[np.uint8]]
     ) -> None:
-        shuffled = teacher.predict(make_batch({name: clips[name] for name in ("cyd", "ada", "bob")}))
+        first, second, third = clips
+        shuffled = teacher.predict(make_batch({name: clips[name] for name in (third, first, second)}))
         for position, name in enumerate(shuffled.clip_ids):
             single = teacher.predict(make_batch({name: clips[name]}))
             assert single.clip_ids == (name,)
