@@ -240,27 +240,36 @@ def flow_scores(errors: ErrorMaps, visible_thw: Booleans | None = None) -> Score
     return scores
 
 
-def bucket_scores(errors: ErrorMaps, names: Sequence[str], key_thw: Floats, edges: Sequence[float]) -> list[Scores]:
-    """Errors pooled over pixels, apart for each range of a key.
+def bucket_of(key_thw: Floats, edges: Sequence[float]) -> NDArray[np.intp]:
+    """The bucket of each pixel: i where edges[i - 1] <= key < edges[i], or len(edges) + 1, which is none, at NaN."""
+    bucket_thw = np.zeros(key_thw.shape, np.intp)
+    for edge in edges:
+        bucket_thw += key_thw >= edge
+    bucket_thw[np.isnan(key_thw)] = len(edges) + 1
+    return bucket_thw
+
+
+def bucket_scores(
+    errors: ErrorMaps, names: Sequence[str], bucket_thw: NDArray[np.intp], num_buckets: int
+) -> list[Scores]:
+    """Errors pooled over the pixels of each bucket.
 
     Args:
         errors: errors per pixel.
         names: which of its maps.
-        key_thw: what decides, such as the true distance; a pixel where it is NaN belongs to no bucket.
-        edges: rising; bucket i holds edges[i - 1] <= key < edges[i].
+        bucket_thw: of `bucket_of`.
+        num_buckets: len(edges) + 1.
 
     Returns:
-        len(edges) + 1 scores.
+        One per bucket.
     """
-    chosen = errors.valid_thw & np.isfinite(key_thw)
-    key_n = key_thw[chosen]
-    bucket_n = np.zeros(key_n.shape, np.intp)
-    for edge in edges:
-        bucket_n += key_n >= edge
-    num_buckets = len(edges) + 1
-    counts = np.bincount(bucket_n, minlength=num_buckets)
-    totals = {name: np.bincount(bucket_n, errors.maps[name][chosen], num_buckets) for name in names}
-    return [{name: Ratio(float(totals[name][i]), int(counts[i])) for name in names} for i in range(num_buckets)]
+    bucket_n = bucket_thw.ravel()
+    counts, *totals = (
+        np.bincount(bucket_n, values_thw.ravel(), num_buckets)
+        for values_thw in (errors.valid_thw, *(errors.maps[name] for name in names))
+    )
+    found = dict(zip(names, totals, strict=True))
+    return [{name: Ratio(float(found[name][i]), int(counts[i])) for name in names} for i in range(num_buckets)]
 
 
 # Motion

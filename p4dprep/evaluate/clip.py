@@ -59,13 +59,13 @@ class Maps:
             self._read[target] = self.group.read(self.index, target)
         return self._read[target]
 
-    def key(self, axis: Axis, target: str) -> NDArray[np.floating]:
-        """What decides on the buckets of an axis: (t, h, w), NaN where unknown."""
-        name = f"length of {target}"
-        if axis == "true distance":
-            return flat(self.read(target))
+    def buckets(self, axis: Axis, target: str) -> NDArray[np.intp]:
+        """The bucket of each pixel on an axis, (t, h, w), by the target that decides."""
+        name = f"{axis} by {target}"
         if name not in self._read:
-            self._read[name] = metrics.flow_length(self.read(target))
+            values = self.read(target)
+            key_thw = flat(values) if axis == "true distance" else metrics.flow_length(values)
+            self._read[name] = metrics.bucket_of(key_thw, EDGES[axis])
         return self._read[name]
 
 
@@ -162,7 +162,7 @@ def _cells(pair: Pair, true: Maps, errors: ErrorMaps, scores: Scores) -> Cells:
     cells = _whole(scores)
     for axis, target in pair.keys.items():
         names = bucket_names(axis)
-        found = metrics.bucket_scores(errors, BUCKETED[pair.kind], true.key(axis, target), EDGES[axis])
+        found = metrics.bucket_scores(errors, BUCKETED[pair.kind], true.buckets(axis, target), len(names))
         cells |= {(bucket, name): ratio for bucket, s in zip(names, found, strict=True) for name, ratio in s.items()}
     return cells
 

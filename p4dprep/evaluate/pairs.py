@@ -4,11 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
-
 from p4dprep import metrics
 from p4dprep.cache import Cache, Group
 from p4dprep.errors import RequestError
@@ -176,18 +171,18 @@ def _by(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
 
 
-def join(predicted: Cache, truth: Cache) -> tuple[pa.Array, NDArray[np.int64], NDArray[np.int64]]:
-    """Ids of the shared clips in the predicted cache's order, and their indices in both caches.
+def join(predicted: Cache, truth: Cache) -> list[tuple[str, int, int]]:
+    """Id of each shared clip in the predicted cache's order, and its indices in both caches.
 
     Raises:
         RequestError: there are none.
     """
-    ours, theirs = (cache.clips().column("id").combine_chunks() for cache in (predicted, truth))
-    index_n = pc.index_in(ours, value_set=theirs).fill_null(-1).to_numpy().astype(np.int64)
-    shared = np.flatnonzero(index_n >= 0)
-    if not len(shared):
+    ours, theirs = (cache.clips().column("id").to_pylist() for cache in (predicted, truth))
+    index_of = {clip_id: index for index, clip_id in enumerate(theirs)}
+    shared = [(clip_id, index, index_of[clip_id]) for index, clip_id in enumerate(ours) if clip_id in index_of]
+    if not shared:
         raise RequestError(
             f"{predicted.store.url} ({len(ours)} clips) and {truth.store.url} ({len(theirs)} clips) share no clip id; "
             "make both caches from one manifest"
         )
-    return ours.take(pa.array(shared)), shared, index_n[shared]
+    return shared

@@ -62,9 +62,8 @@ def evaluate_maps(
     """
     standard = open_truth(truth, truth_group)
     pairs = find_pairs(predicted, groups, standard, truth, alignment)
-    ids, ours, theirs = join(predicted, truth)
-    chosen = slice(0, limit)
-    clips = list(zip(ids[chosen].to_pylist(), ours[chosen].tolist(), theirs[chosen].tolist(), strict=True))
+    shared = join(predicted, truth)
+    clips = shared[:limit]
     needs_depth = any(pair.kind == "depth" for pair in pairs)
     known = np.flatnonzero(standard.states().ok).tolist() if needs_depth else []
     total = len(known) + len(clips)
@@ -77,9 +76,9 @@ def evaluate_maps(
         predicted=predicted.store.url,
         truth=truth.store.url,
         truth_group=standard.name,
-        num_shared=len(ids),
-        num_only_predicted=predicted.num_clips - len(ids),
-        num_only_truth=truth.num_clips - len(ids),
+        num_shared=len(shared),
+        num_only_predicted=predicted.num_clips - len(shared),
+        num_only_truth=truth.num_clips - len(shared),
         num_judged=len(clips),
         depth_baseline=depth,
         comparisons=run.comparisons(seed, num_worst),
