@@ -1,4 +1,4 @@
-"""L4P as a teacher: `l4p:mini`, which ships with the package, or a folder that `import-l4p` or `save_pretrained` wrote."""
+"""L4P as a teacher: `l4p:mini`, which ships with the package, or what `import-l4p` or `save_pretrained` wrote."""
 
 from collections.abc import Mapping
 from functools import cached_property
