@@ -108,7 +108,7 @@ def write_lists(store: Store, recipe: Recipe, num_clips: int, pool: ProcessPoolE
     except StorageError:
         raise
     except OSError as error:
-        raise StorageError(error.errno, f"write {store.url}: {error.strerror}") from None
+        raise StorageError(error.errno, f"the lists of {store.url} cannot be written: {error}") from None
     summary = Summary(num_clips=num_clips, num_questions={category: counts[category] for category in CATEGORIES})
     store.put_if_absent(_SUMMARY, json.dumps(asdict(summary)).encode())
     return summary

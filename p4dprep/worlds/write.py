@@ -207,9 +207,10 @@ def encode_mp4(frames_hwc: Iterable[NDArray[np.uint8]], ticks_t: NDArray[np.int6
 
 
 def missing_clips(store: Store, recipe: Recipe, num_clips: int) -> list[int]:
-    """Indices under `num_clips` whose videos are not there."""
-    there = set(store.children("videos"))
-    return [index for index in range(num_clips) if f"{recipe.scene_id(index)}.mp4" not in there]
+    """Indices under `num_clips` that lack their video, first frame or mask."""
+    keys = (video_key, frame_key, mask_key)
+    there = {f"{folder}/{name}" for folder in ("videos", "frames", "masks") for name in store.children(folder)}
+    return [index for index in range(num_clips) if not all(key(recipe.scene_id(index)) in there for key in keys)]
 
 
 def render_clips(
