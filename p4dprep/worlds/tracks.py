@@ -117,8 +117,9 @@ def _facts(scene: Scene, number: int, seconds: Floats, instances_hw: NDArray[np.
 
 
 def _boxes(body: Body, centre_t3: Floats, yaw_t: Floats) -> tuple[Box3D, ...]:
+    size = body.size
     return tuple(
-        Box3D(centre=(x, y, z), size=body.size, yaw=yaw)
+        Box3D(centre=(x, y, z), size=size, yaw=yaw)
         for (x, y, z), yaw in zip(centre_t3.tolist(), yaw_t.tolist(), strict=True)
     )
 
