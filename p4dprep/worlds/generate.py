@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from p4dprep.errors import RequestError
-from p4dprep.worlds.bodies import COLOURS, VEHICLES, build_body, shade_of, slab
+from p4dprep.worlds.bodies import COLOURS, VEHICLES, build_body
 from p4dprep.worlds.scene import (
     SETTINGS,
     SPLITS,
@@ -25,13 +25,12 @@ from p4dprep.worlds.scene import (
     Segment,
     Setting,
     Split,
-    Texture,
     Trajectory,
     Vector,
     Wave,
     still,
 )
-from p4dprep.worlds.textures import FAMILIES
+from p4dprep.worlds.stages import SCENERY, STAGES, Painter, Stage, near_colour
 
 MOTIONS = ("linear", "accelerate", "brake", "stop", "bounce", "turn", "spin")
 CAMERAS = ("stand", "pan", "walk", "shake")
@@ -42,97 +41,6 @@ _NUM_TRIES = 40
 _STILL_SHARE = 0.35
 _VIDEO_SIZE = (192, 256)
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Stage:
-    """What a setting allows.
-
-    Attributes:
-        categories: of bodies.
-        region: nearest and farthest start of a body, metres ahead of the camera.
-        aside: how far to the side a body may start, as a share of the distance ahead.
-        speed: m/s, slowest and fastest.
-        bounce: heights of a bounce, metres.
-        camera_height, camera_pitch: metres and degrees, lowest and highest.
-        camera_speed: m/s of a walk.
-        camera_reach: metres a walk may cover.
-        walls: distances of the walls behind, ahead and aside; None outdoors.
-        far_metres: where sight ends.
-        clearance: metres kept free around the camera.
-    """
-
-    categories: tuple[str, ...]
-    region: tuple[float, float]
-    aside: float
-    speed: tuple[float, float]
-    bounce: tuple[float, float]
-    camera_height: tuple[float, float]
-    camera_pitch: tuple[float, float]
-    camera_speed: tuple[float, float]
-    camera_reach: float
-    walls: tuple[float, float, float] | None
-    far_metres: float
-    clearance: float
-
-
-STAGES: dict[Setting, _Stage] = {
-    "room": _Stage(
-        categories=("ball", "crate", "barrel", "stool", "robot", "walker"),
-        region=(2.0, 5.0),
-        aside=0.5,
-        speed=(0.25, 1.1),
-        bounce=(0.2, 0.8),
-        camera_height=(1.4, 1.6),
-        camera_pitch=(-18, -10),
-        camera_speed=(0.2, 0.8),
-        camera_reach=1.2,
-        walls=(2.0, 6.8, 3.2),
-        far_metres=20,
-        clearance=0.9,
-    ),
-    "road": _Stage(
-        categories=("car", "van", "walker", "barrel", "ball"),
-        region=(6.0, 22.0),
-        aside=0.45,
-        speed=(1.0, 7.0),
-        bounce=(0.4, 1.2),
-        camera_height=(1.4, 1.6),
-        camera_pitch=(-6, -2),
-        camera_speed=(1.5, 8.0),
-        camera_reach=25.0,
-        walls=None,
-        far_metres=60,
-        clearance=2.2,
-    ),
-    "table": _Stage(
-        categories=("cup", "can", "book", "toy", "marble", "bottle"),
-        region=(0.5, 1.15),
-        aside=0.45,
-        speed=(0.05, 0.35),
-        bounce=(0.05, 0.2),
-        camera_height=(0.42, 0.5),
-        camera_pitch=(-32, -25),
-        camera_speed=(0.04, 0.16),
-        camera_reach=0.25,
-        walls=(1.5, 4.2, 2.4),
-        far_metres=20,
-        clearance=0.25,
-    ),
-    "landscape": _Stage(
-        categories=("walker", "ball", "crate", "sheep", "robot", "barrel"),
-        region=(3.0, 12.0),
-        aside=0.5,
-        speed=(0.5, 2.5),
-        bounce=(0.4, 1.5),
-        camera_height=(1.5, 1.7),
-        camera_pitch=(-10, -5),
-        camera_speed=(0.4, 1.4),
-        camera_reach=4.0,
-        walls=None,
-        far_metres=60,
-        clearance=1.2,
-    ),
-}
 
 Spots = Callable[[np.random.Generator, int], Floats]
 
@@ -229,17 +137,17 @@ def make_scene(split: Split, seed: int, index: int) -> Scene:
     seconds = _frame_seconds(rng)
     camera = _camera(rng, setting, stage, seconds[-1])
     layout = str(rng.choice(list(LAYOUTS[split])))
-    textures = _Textures(rng, split)
+    paint = Painter(rng, split)
     return Scene(
         id=f"{split}-{seed}-{index}",
         split=split,
         setting=setting,
         layout=layout,
-        bodies=_bodies(rng, split, setting, LAYOUTS[split][layout], camera, seconds[-1], textures),
-        scenery=tuple(_SCENERY[setting](rng, stage, textures)),
+        bodies=_bodies(rng, split, setting, LAYOUTS[split][layout], camera, seconds[-1], paint),
+        scenery=tuple(SCENERY[setting](rng, stage, paint)),
         lights=_lights(rng, stage),
         ambient=float(rng.uniform(0.35, 0.5)),
-        sky=(_near(rng, (0.45, 0.65, 0.95)), _near(rng, (0.8, 0.87, 0.95))),
+        sky=(near_colour(rng, (0.45, 0.65, 0.95)), near_colour(rng, (0.8, 0.87, 0.95))),
         far_metres=stage.far_metres,
         camera=camera,
         effects=_effects(rng),
@@ -260,7 +168,7 @@ def _frame_seconds(rng: np.random.Generator) -> Floats:
     return ticks / 1000
 
 
-def _camera(rng: np.random.Generator, setting: Setting, stage: _Stage, duration: float) -> Camera:
+def _camera(rng: np.random.Generator, setting: Setting, stage: Stage, duration: float) -> Camera:
     kind = str(rng.choice((*CAMERAS, "drive") if setting == "road" else CAMERAS))
     heading = rng.uniform(-1.2, 1.2) if kind == "walk" else 0.0
     if kind == "walk" and rng.random() < 0.25:
@@ -290,7 +198,7 @@ def _camera(rng: np.random.Generator, setting: Setting, stage: _Stage, duration:
 
 
 def _bob(
-    rng: np.random.Generator, kind: str, stage: _Stage
+    rng: np.random.Generator, kind: str, stage: Stage
 ) -> tuple[tuple[Wave, ...], tuple[Wave, ...], tuple[Wave, ...]]:
     def wave(amplitude: float, hertz: float) -> Wave:
         return Wave(amplitude=amplitude, hertz=hertz, phase=float(rng.uniform(0, 2 * np.pi)))
@@ -304,7 +212,7 @@ def _bob(
     return (), (), ()
 
 
-def _lights(rng: np.random.Generator, stage: _Stage) -> tuple[Light, ...]:
+def _lights(rng: np.random.Generator, stage: Stage) -> tuple[Light, ...]:
     def sun(strength: float) -> Light:
         azimuth, height = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 1.2)
         direction = (math.cos(azimuth) * math.cos(height), math.sin(azimuth) * math.cos(height), math.sin(height))
@@ -328,29 +236,6 @@ def _effects(rng: np.random.Generator) -> Effects:
     )
 
 
-def _near(rng: np.random.Generator, colour: Vector, spread: float = 0.06) -> Vector:
-    red, green, blue = np.clip(np.asarray(colour) + rng.normal(0, spread, 3), 0.02, 1).tolist()
-    return red, green, blue
-
-
-@dataclass(frozen=True)
-class _Textures:
-    """Draws textures of a split's family."""
-
-    rng: np.random.Generator
-    split: Split
-
-    def __call__(self, colour: Vector, scale: float, contrast: float = 0.5) -> Texture:
-        colour = _near(self.rng, colour, 0.03)
-        return Texture(
-            pattern=str(self.rng.choice(FAMILIES[self.split])),
-            colour=colour,
-            other=shade_of(colour, contrast * self.rng.uniform(0.7, 1.2)),
-            scale=float(scale * self.rng.uniform(0.7, 1.4)),
-            phase=tuple(self.rng.uniform(0.1, 5, 3).tolist()),
-        )
-
-
 def _bodies(
     rng: np.random.Generator,
     split: Split,
@@ -358,7 +243,7 @@ def _bodies(
     spots: Spots,
     camera: Camera,
     duration: float,
-    textures: _Textures,
+    paint: Painter,
 ) -> tuple[Body, ...]:
     """Three to six bodies that start in view and never touch each other, the camera or a wall."""
     stage = STAGES[setting]
@@ -370,7 +255,7 @@ def _bodies(
         for _ in range(_NUM_TRIES):
             x = near + (far - near) * ((np.clip(ahead + rng.normal(0, 0.12), -1, 1) + 1) / 2) ** 1.3
             y = x * stage.aside * np.clip(aside + rng.normal(0, 0.12), -1, 1)
-            body = _random_body(rng, split, stage, (x, y), duration, textures)
+            body = _random_body(rng, split, stage, (x, y), duration, paint)
             if body.name not in {other.name for other in bodies} and free.fits(body, bodies):
                 bodies.append(body)
                 break
@@ -380,20 +265,20 @@ def _bodies(
 def _random_body(
     rng: np.random.Generator,
     split: Split,
-    stage: _Stage,
+    stage: Stage,
     spot: tuple[float, float],
     duration: float,
-    textures: _Textures,
+    paint: Painter,
 ) -> Body:
     category, motion, colour = _combination(rng, split, stage)
-    body = build_body(rng, category, colour, textures)
+    body = build_body(rng, category, colour, paint)
     start = (float(spot[0]), float(spot[1]), body.size[2] / 2)
     if motion == "still":
         return replace(body, trajectory=still(start, rng.uniform(-np.pi, np.pi)), motion=motion)
     return replace(body, trajectory=_path(rng, category, motion, stage, start, duration), motion=motion)
 
 
-def _combination(rng: np.random.Generator, split: Split, stage: _Stage) -> tuple[str, str, str]:
+def _combination(rng: np.random.Generator, split: Split, stage: Stage) -> tuple[str, str, str]:
     """Category, motion and colour; held-out pairs for `hard` alone."""
     wants_held_out = split == "hard"
     while True:
@@ -407,7 +292,7 @@ def _combination(rng: np.random.Generator, split: Split, stage: _Stage) -> tuple
 
 
 def _path(
-    rng: np.random.Generator, category: str, motion: str, stage: _Stage, start: Vector, duration: float
+    rng: np.random.Generator, category: str, motion: str, stage: Stage, start: Vector, duration: float
 ) -> Trajectory:
     slow, fast = stage.speed
     if category == "walker":
@@ -479,7 +364,7 @@ def _bounces(first: Segment, height: float, keep: float, duration: float) -> Ite
 class _Free:
     """Tells whether a body has room for its whole path."""
 
-    stage: _Stage
+    stage: Stage
     camera: Camera
     duration: float
 
@@ -512,71 +397,3 @@ class _Free:
         behind, ahead, aside = self.stage.walls
         x, y = path_t3[:, 0], path_t3[:, 1]
         return bool(((x > -behind + radius) & (x < ahead - radius) & (np.abs(y) < aside - radius)).all())
-
-
-def _walls(rng: np.random.Generator, stage: _Stage, textures: _Textures, floor: float) -> Iterator[Body]:
-    behind, ahead, aside = stage.walls or (0.0, 0.0, 0.0)
-    ahead, aside, height = ahead + rng.uniform(0, 1), aside + rng.uniform(0, 0.8), rng.uniform(2.6, 3.0)
-    paint = textures(_near(rng, (0.75, 0.72, 0.66), 0.1), 0.8, 0.3)
-    yield slab("room", ((ahead - behind) / 2, 0, floor + height / 2), (ahead + behind, 2 * aside, height), paint)
-    cover = textures(_near(rng, (0.55, 0.45, 0.36), 0.1), 0.5, 0.45)
-    yield slab("ground", (0, 0, floor + 0.005), (1, 1, 1), cover)
-
-
-def _room(rng: np.random.Generator, stage: _Stage, textures: _Textures) -> Iterator[Body]:
-    yield from _walls(rng, stage, textures, 0.0)
-    for _ in range(rng.integers(0, 4)):
-        width, depth, height = rng.uniform((0.6, 0.35, 0.5), (1.6, 0.6, 1.9))
-        centre = (stage.walls[1] - depth / 2, rng.uniform(-2.5, 2.5), height / 2) if stage.walls else (0.0, 0.0, 0.0)
-        paint = textures(_near(rng, (0.5, 0.4, 0.32), 0.12), 0.5)
-        yield slab("box", (centre[0] + depth, centre[1], centre[2]), (depth, width, height), paint)
-
-
-def _table(rng: np.random.Generator, stage: _Stage, textures: _Textures) -> Iterator[Body]:
-    yield from _walls(rng, stage, textures, -0.75)
-    top = textures(_near(rng, (0.6, 0.45, 0.3), 0.1), 0.15, 0.35)
-    yield slab("box", (0.9, 0, -0.02), (1.4, 1.8, 0.04), top)
-    for x, y in ((0.3, 0.8), (0.3, -0.8), (1.5, 0.8), (1.5, -0.8)):
-        yield slab("box", (x, y, -0.4), (0.06, 0.06, 0.7), top)
-
-
-def _road(rng: np.random.Generator, stage: _Stage, textures: _Textures) -> Iterator[Body]:  # noqa: ARG001
-    yield slab("ground", (0, 0, 0), (1, 1, 1), textures(_near(rng, (0.36, 0.36, 0.38), 0.03), 0.6, 0.25))
-    paint = Texture(pattern="waves", colour=(0.9, 0.9, 0.85), other=(0.8, 0.8, 0.75), scale=1.0)
-    shift = rng.uniform(0, 3)
-    for number in range(10):
-        yield slab("box", (shift + 4 + 5 * number, 1.75, 0.005), (2.0, 0.15, 0.012), paint)
-    for side in (-1, 1):
-        walk = textures(_near(rng, (0.6, 0.58, 0.55), 0.05), 1.0, 0.2)
-        yield slab("box", (25, side * 12.5, 0.04), (90, 3.0, 0.12), walk)
-        x = rng.uniform(2, 10)
-        for _ in range(4):
-            width, depth, height = rng.uniform((5, 4, 4), (12, 8, 11))
-            wall = textures(_near(rng, (0.6, 0.52, 0.45), 0.12), 1.6)
-            yield slab("box", (x + width / 2, side * (14.5 + depth / 2), height / 2), (width, depth, height), wall)
-            x += width + rng.uniform(0.5, 5)
-        yield _tree(rng, (rng.uniform(8, 45), side * 12.5), textures)
-
-
-def _landscape(rng: np.random.Generator, stage: _Stage, textures: _Textures) -> Iterator[Body]:
-    yield slab("ground", (0, 0, 0), (1, 1, 1), textures(_near(rng, (0.4, 0.52, 0.3), 0.06), 1.0, 0.35))
-    for _ in range(rng.integers(2, 5)):
-        radius, x = rng.uniform(15, 40), rng.uniform(35, 60)
-        hill = textures(_near(rng, (0.38, 0.5, 0.32), 0.06), 4.0, 0.35)
-        body = slab("sphere", (x, rng.uniform(-40, 40), -radius * rng.uniform(0.75, 0.9)), (radius * 2,) * 3, hill)
-        yield body
-    for _ in range(rng.integers(3, 7)):
-        x = rng.uniform(stage.region[1] * 1.2, 35)
-        yield _tree(rng, (x, x * rng.uniform(-0.7, 0.7)), textures)
-
-
-def _tree(rng: np.random.Generator, spot: tuple[float, float], textures: _Textures) -> Body:
-    return build_body(rng, "tree", "", textures, at=spot)
-
-
-_SCENERY: dict[Setting, Callable[[np.random.Generator, _Stage, _Textures], Iterator[Body]]] = {
-    "room": _room,
-    "road": _road,
-    "table": _table,
-    "landscape": _landscape,
-}
