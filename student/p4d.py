@@ -1,0 +1,335 @@
+"""Perceptual 4D distillation (P4D, arXiv 2512.17012 Sec. 4): the perception decoder and the losses that teach it.
+
+All of this exists during training only. The student's hidden states are brought to the teacher's grid of tokens, a
+small decoder turns them into the teacher's latents at every tap, and heads turn those into maps. Losses compare both
+with what the cache keeps.
+
+Shape suffixes: `b` batch, `s` sequence, `k` taps, `t y x` the grid of tokens or of a map, `n` its tokens, `c` channels.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from p4dprep.cache import Cache
+from p4dprep.errors import RequestError
+from p4dprep.heads import DPTHead, Triple
+from student.losses import choose_loss, latent_losses, map_loss
+from student.p4d_config import ExplicitTerm, P4DConfig
+from student.samples import VideoTokens
+from student.targets import CachedTarget, TargetBatch, cached_targets, load_head
+
+_LIGHT_CHANNELS = 64
+_LATENTLESS_CHANNELS = 256
+_LATENTLESS_SIDE = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentShape:
+    """The teacher's features: `num_taps` layers of (steps, rows, columns) tokens with `channels` each."""
+
+    num_taps: int
+    grid: Triple
+    channels: int
+
+    @classmethod
+    def of(cls, target: CachedTarget) -> Self:
+        """The shape of cached latents.
+
+        Raises:
+            RequestError: the target is not (taps, steps, rows, columns, channels) of latents.
+        """
+        shape = target.spec.shape
+        if target.spec.quantity != "latents" or len(shape) != 5:
+            raise RequestError(
+                f"{target.array} is {target.spec.quantity} of {target.spec.dims}; latents are (tap, t, y, x, c)"
+            )
+        return cls(num_taps=shape[0], grid=(shape[1], shape[2], shape[3]), channels=shape[4])
+
+
+class PerceptionDecoder(nn.Module):
+    """D_4DP (Sec. 4.1): a 3-layer MLP with GELU from a hidden state to the teacher's features at every tap.
+
+    Args:
+        hidden_size: width of the language model.
+        shape: of the teacher's features.
+        hidden_channels: width in between; the paper's is 2,560.
+    """
+
+    def __init__(self, hidden_size: int, shape: LatentShape, hidden_channels: int = 2560) -> None:
+        super().__init__()
+        self.shape = shape
+        self.first = nn.Linear(hidden_size, hidden_channels)
+        self.second = nn.Linear(hidden_channels, hidden_channels)
+        self.last = nn.Linear(hidden_channels, shape.num_taps * shape.channels)
+        for layer in (self.first, self.second, self.last):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, hidden_btyxc: Tensor) -> Tensor:
+        """Hidden states on the teacher's grid to its features (b, k, t, y, x, c), float32 or wider."""
+        values = functional.gelu(self.first(hidden_btyxc))
+        values = _at_least_float32(self.last(functional.gelu(self.second(values))))
+        return values.reshape(*values.shape[:-1], self.shape.num_taps, self.shape.channels).movedim(-2, 1)
+
+
+class LightHead(nn.Module):
+    """A small trainable head, for a map whose teacher left no frozen one; its numbers are no teacher's.
+
+    Two convolutions on the grid of tokens, then trilinear up-sampling: it can say what lies where, not draw edges.
+
+    Args:
+        shape: of the features it reads.
+        out_channels: channels of the map.
+        output_grid: frames, rows and columns of the map.
+        activation: `exp` for a depth in metres, whose logarithm is predicted.
+    """
+
+    def __init__(
+        self, shape: LatentShape, out_channels: int, output_grid: Triple, activation: Literal["exp", "none"]
+    ) -> None:
+        super().__init__()
+        self.grid, self.output_grid, self.activation = shape.grid, output_grid, activation
+        self.mix = nn.Conv3d(shape.num_taps * shape.channels, _LIGHT_CHANNELS, 1)
+        self.smooth = nn.Conv3d(_LIGHT_CHANNELS, _LIGHT_CHANNELS, 3, padding=1)
+        self.predict = nn.Conv3d(_LIGHT_CHANNELS, out_channels, 1)
+
+    def forward(self, taps: Sequence[Tensor]) -> Tensor:
+        """Taps (b, n, c) to a map (b, out_channels, t, y, x), as `p4dprep.heads.DPTHead`."""
+        values = torch.cat(tuple(taps), dim=-1).transpose(1, 2)
+        values = values.reshape(*values.shape[:2], *self.grid)
+        values = functional.gelu(self.smooth(functional.gelu(self.mix(values))))
+        values = functional.interpolate(_at_least_float32(self.predict(values)), self.output_grid, mode="trilinear")
+        return values.exp() if self.activation == "exp" else values
+
+
+def rearrange(hidden_bsc: Tensor, video_tokens: Sequence[VideoTokens], grid: Triple) -> Tensor:
+    """Hidden states of the video tokens, sampled and resized to the teacher's grid (Sec. 4.1).
+
+    In time, each teacher step takes the student step that covers its first frame: every second one where the teacher's
+    tubelet is 2 and the student has a step per frame, as in the authors' release; the step itself where the student
+    merges the same frames. In space, bilinear with antialiasing, so that no cell is lost when the grid shrinks.
+
+    Args:
+        hidden_bsc: (b, s, c) hidden states of one layer.
+        video_tokens: where each row's video lies in its sequence.
+        grid: the teacher's (N', h', w').
+
+    Returns:
+        (b, N', h', w', c), float32 or wider.
+
+    Raises:
+        RequestError: the clip has fewer frames than the teacher has steps.
+    """
+    if len(video_tokens) != len(hidden_bsc):
+        raise ValueError(f"{len(video_tokens)} videos do not fit hidden states of {len(hidden_bsc)} samples")
+    return torch.stack(
+        [_rearranged(hidden, tokens, grid) for hidden, tokens in zip(hidden_bsc, video_tokens, strict=True)]
+    )
+
+
+def _rearranged(hidden_sc: Tensor, tokens: VideoTokens, grid: Triple) -> Tensor:
+    steps = _student_steps(tokens, grid[0])
+    positions_tyx = tokens.positions_tyx[steps].to(hidden_sc.device)
+    values_tcyx = _at_least_float32(hidden_sc[positions_tyx]).movedim(-1, 1)
+    if tuple(values_tcyx.shape[-2:]) != grid[1:]:
+        values_tcyx = functional.interpolate(values_tcyx, grid[1:], mode="bilinear", antialias=True)
+    return values_tcyx.movedim(1, -1)
+
+
+def _student_steps(tokens: VideoTokens, num_steps: int) -> list[int]:
+    """For every teacher step, the student step that covers its first frame."""
+    if tokens.num_frames < num_steps:
+        raise RequestError(f"the student sees {tokens.num_frames} frames, fewer than the teacher's {num_steps} steps")
+    step_of = [step for step, (first, last) in enumerate(tokens.frame_spans) for _ in range(first, last)]
+    return [step_of[step * tokens.num_frames // num_steps] for step in range(num_steps)]
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class P4DPrediction:
+    """What the student sees of the rows of a batch that have targets.
+
+    Attributes:
+        latents_bktyxc: F^4D, the teacher's features as the student predicts them.
+        maps: array name to the predicted map (b, t, y, x, c) in the target's own quantity (logits for a mask).
+    """
+
+    latents_bktyxc: Tensor
+    maps: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class P4DLosses:
+    """The distillation losses of a batch.
+
+    Attributes:
+        total: latent_weight L_LD + explicit_weight L_ED, to be added to L_SFT; a constant where nothing is learnt.
+        latent_k: L_LD of each tap, unweighted; empty without latents.
+        explicit: array name to its loss, unweighted.
+    """
+
+    total: Tensor
+    latent_k: Tensor
+    explicit: Mapping[str, Tensor]
+
+    def log(self) -> dict[str, float]:
+        """Every term unweighted, for a log line: `ld`, `ld/tap0`, ..., `ed/<target>`; empty without targets."""
+        taps = {f"ld/tap{number}": float(loss) for number, loss in enumerate(self.latent_k)}
+        mean = {"ld": float(self.latent_k.mean())} if taps else {}
+        return mean | taps | {f"ed/{name}": float(loss) for name, loss in self.explicit.items()}
+
+
+class P4D(nn.Module):
+    """Decoder, heads and losses for one cache and one student. Frozen heads pass gradients on and take none.
+
+    Args:
+        config: what is distilled.
+        cache: where its targets and heads lie.
+        hidden_size: width of the student's language model.
+
+    Raises:
+        RequestError: the cache lacks a target; a target allows no such loss; the clips are of other sizes than the
+            frozen heads.
+        CorruptDataError: a frozen head is damaged.
+    """
+
+    def __init__(self, config: P4DConfig, cache: Cache, hidden_size: int) -> None:
+        super().__init__()
+        self.config = config
+        known = cached_targets(cache)
+        missing = [name for name in config.targets if name not in known]
+        if missing:
+            raise RequestError(f"{cache.store.url} has no target {missing[0]!r}; it has {sorted(known)}")
+        self.num_frames = cache.sampling.num_frames
+        self.targets = {name: known[name] for name in config.targets}
+        self.losses = {
+            term.target: choose_loss(term.target, known[term.target].spec.quantity, term.loss) for term in config.terms
+        }
+        self.shape = self._latent_shape(self.num_frames)
+        self.decoder = PerceptionDecoder(hidden_size, self.shape, config.hidden_channels)
+        self.frozen_heads, self.light_heads = nn.ModuleDict(), nn.ModuleDict()
+        for term in config.terms:
+            self._add_head(cache, term)
+        # What learns nothing asks for no gradient, so that a distributed step never waits for one.
+        self.decoder.requires_grad_(self._learns_any)
+
+    @property
+    def _learns_any(self) -> bool:
+        return self.config.learns_latents or any(map(self.config.learns, self.config.terms))
+
+    def _latent_shape(self, num_frames: int) -> LatentShape:
+        if self.config.latents is not None:
+            return LatentShape.of(self.targets[self.config.latents])
+        grid = (max(1, num_frames // 2), _LATENTLESS_SIDE, _LATENTLESS_SIDE)
+        return LatentShape(num_taps=1, grid=grid, channels=_LATENTLESS_CHANNELS)
+
+    def _add_head(self, cache: Cache, term: ExplicitTerm) -> None:
+        target = self.targets[term.target]
+        frames, rows, columns, channels = _map_shape(target)
+        grid = (frames, rows, columns)
+        latents = self.targets.get(self.config.latents or "")
+        if latents is None or latents.group != target.group or not target.has_head:
+            activation: Literal["exp", "none"] = "exp" if target.spec.quantity == "metric depth" else "none"
+            light = LightHead(self.shape, channels, grid, activation)
+            self.light_heads[target.array] = light.requires_grad_(self.config.learns(term))
+            return
+        head = load_head(cache, target.group, target.spec.name).float()
+        _check_fit(head, target, self.shape, grid, channels)
+        self.frozen_heads[target.array] = head
+
+    def forward(self, hidden_bsc: Tensor, video_tokens: Sequence[VideoTokens], targets: TargetBatch) -> P4DLosses:
+        """Losses of a batch.
+
+        Args:
+            hidden_bsc: hidden states of the distilled layer, of the whole batch.
+            video_tokens: one per sample of the batch, in order; what stands at samples without targets is not looked
+                at.
+            targets: what the cache keeps of them.
+        """
+        if len(targets.sample_ids) != len(hidden_bsc) or len(video_tokens) != len(hidden_bsc):
+            raise ValueError(f"{targets} and {len(video_tokens)} videos do not fit {len(hidden_bsc)} hidden states")
+        if not targets.rows:
+            # Every rank must send a gradient for every weight, or a distributed step would wait for ever.
+            learnt = [parameter for parameter in self.parameters() if parameter.requires_grad]
+            nothing = torch.cat([values.flatten()[:0] for values in (hidden_bsc, *learnt)]).sum()
+            return P4DLosses(total=nothing, latent_k=hidden_bsc.new_zeros(0), explicit={})
+        rows = list(targets.rows)
+        prediction = self.predict(hidden_bsc[rows], [video_tokens[row] for row in rows])
+        return self.compare(prediction, targets)
+
+    def predict(self, hidden_bsc: Tensor, video_tokens: Sequence[VideoTokens]) -> P4DPrediction:
+        """The student's latents and maps; gradients flow only into what is learnt from.
+
+        Raises:
+            RequestError: the student sees other frames than the teacher did.
+        """
+        for tokens in video_tokens:
+            if tokens.num_frames != self.num_frames:
+                raise RequestError(f"the student sees {tokens.num_frames} frames of a clip of {self.num_frames}")
+        with torch.set_grad_enabled(self._learns_any and torch.is_grad_enabled()):
+            latents = self.decoder(rearrange(hidden_bsc, video_tokens, self.shape.grid))
+        maps = {term.target: self._map(term, latents) for term in self.config.terms}
+        return P4DPrediction(latents_bktyxc=latents, maps=maps)
+
+    def _map(self, term: ExplicitTerm, latents_bktyxc: Tensor) -> Tensor:
+        is_frozen = term.target in self.frozen_heads
+        head = (self.frozen_heads if is_frozen else self.light_heads)[term.target]
+        with torch.set_grad_enabled(self.config.learns(term) and torch.is_grad_enabled()):
+            values: Tensor = head(list(latents_bktyxc.flatten(2, 4).unbind(1)))
+        return values.movedim(1, -1)
+
+    def compare(self, prediction: P4DPrediction, targets: TargetBatch) -> P4DLosses:
+        """The losses of a prediction, each term unweighted, and their weighted sum."""
+        config, device = self.config, prediction.latents_bktyxc.device
+        total, latent_k = torch.zeros((), device=device), torch.zeros(0, device=device)
+        if config.latents is not None:
+            predicted = prediction.latents_bktyxc
+            latent_k = latent_losses(predicted, targets.arrays[config.latents].to(predicted))
+            total = total + config.latent_weight * latent_k.mean() if config.learns_latents else total
+        explicit = {term.target: self._explicit(term, prediction, targets) for term in config.terms}
+        for term in config.terms:
+            if config.learns(term):
+                total = total + config.explicit_weight * term.weight * explicit[term.target]
+        return P4DLosses(total=total, latent_k=latent_k.detach(), explicit={n: e.detach() for n, e in explicit.items()})
+
+    def _explicit(self, term: ExplicitTerm, prediction: P4DPrediction, targets: TargetBatch) -> Tensor:
+        predicted = prediction.maps[term.target]
+        target = targets.arrays[term.target].to(predicted)
+        return map_loss(predicted, target.reshape(predicted.shape), self.losses[term.target])
+
+
+def _map_shape(target: CachedTarget) -> tuple[int, int, int, int]:
+    """Frames, rows, columns and channels of a map.
+
+    Raises:
+        RequestError: the target is no map.
+    """
+    shape = target.spec.shape
+    if len(shape) not in (3, 4):
+        raise RequestError(f"{target.array} has axes {target.spec.dims}; a map is (t, y, x) or (t, y, x, c)")
+    return shape[0], shape[1], shape[2], shape[3] if len(shape) == 4 else 1
+
+
+def _check_fit(head: DPTHead, target: CachedTarget, shape: LatentShape, grid: Triple, channels: int) -> None:
+    config = head.config
+    expected = (shape.grid, shape.channels, shape.num_taps, grid, channels)
+    found = (
+        config.token_grid,
+        config.token_channels,
+        len(config.tap_channels),
+        config.output_grid,
+        config.out_channels,
+    )
+    if found != expected:
+        raise RequestError(
+            f"the frozen head {target.group}/{target.spec.name} is for token grid, width, taps, map and channels "
+            f"{found}; the cache's clips have {expected}: extract with the frames of one window of the teacher"
+        )
