@@ -477,6 +477,12 @@ def test_a_predicted_camera_that_stands_has_right_angles_for_directions() -> Non
     assert scores["ate"] == pytest.approx(np.sqrt((spread**2).sum(axis=1).mean()))
 
 
+def test_a_clip_of_one_frame_has_no_motion_to_judge() -> None:
+    scores = metrics.camera_scores(random_poses(0, 1), random_poses(1, 1))
+    assert {ratio.num for ratio in scores.values()} == {0}
+    assert metrics.flow_scores(metrics.flow_errors(random_flow(0)[:1], random_flow(0)[:1]))["epe"] == Ratio(0, 0)
+
+
 def test_a_turn_of_known_size_is_measured() -> None:
     true = random_poses(0)
     ours = true.copy()
