@@ -1,0 +1,249 @@
+"""What a family of video language models must say of itself, and how its processor turns samples into batches.
+
+An adapter holds a processor and a config, no weights, and pickles: a DataLoader's workers take it, not the model.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from p4dprep.errors import RequestError
+from student.backbones.types import IGNORED_LABEL, StudentBatch, StudentSample, Turn, VideoTokens
+
+Part = Literal["vision_tower", "projector", "llm"]
+
+_SEQUENCES = ("input_ids", "attention_mask", "mm_token_type_ids")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedSample:
+    """One sample before padding: `sequences` by name and `labels` each (s,), `media` as the processor gave them."""
+
+    sequences: dict[str, Tensor]
+    labels: Tensor
+    media: dict[str, Tensor]
+    video_tokens: VideoTokens | None
+    time_seconds: Tensor | None
+
+
+class FamilyAdapter(ABC):
+    """One family of transformers. A subclass gives the class attributes, `locate_video` and `feature_seconds`.
+
+    Class attributes:
+        model_type: what `config.json` says.
+        model_class: name of the model's class in transformers.
+        processor_class: name of the processor's class in transformers.
+        vision_tower, projector, llm: paths of these modules in the model. `projector` is the module that gets the
+            vision features as its first argument; TPE is added there.
+        projector_parameters: prefixes of all parameters that belong to the projector, inside the tower or not.
+        requirement: a package the processor needs and transformers does not bring; empty if none.
+    """
+
+    model_type: ClassVar[str]
+    model_class: ClassVar[str]
+    processor_class: ClassVar[str]
+    vision_tower: ClassVar[str]
+    projector: ClassVar[str]
+    llm: ClassVar[str]
+    projector_parameters: ClassVar[tuple[str, ...]]
+    requirement: ClassVar[str] = ""
+
+    def __init__(self, processor: Any, config: Any) -> None:
+        self.processor = processor
+        self.config = config
+
+    @abstractmethod
+    def locate_video(self, places_n: Tensor, media: dict[str, Tensor], num_frames: int) -> VideoTokens:
+        """Which of one sample's media tokens stands for which frames and cell.
+
+        Args:
+            places_n: places in the unpadded sequence of all tokens of `video_token_id`, ascending.
+            media: what the processor made of this sample beside the text.
+            num_frames: frames of the video.
+        """
+
+    @abstractmethod
+    def feature_seconds(self, batch: StudentBatch) -> tuple[Tensor | None, ...]:
+        """The times of the vision features, one entry for each call of the projector in a forward pass, in order.
+
+        An entry is (rows,), float64, for the first axis of that call's features, NaN where there is no time, or None
+        for a call without any.
+        """
+
+    @property
+    def video_token_id(self) -> int:
+        """The token that the LLM replaces by video features."""
+        return int(self.config.video_token_id)
+
+    def part_of(self, parameter: str) -> Part:
+        """The part of the model that a parameter of this name belongs to; the language head belongs to the LLM."""
+        if parameter.startswith(self.projector_parameters):
+            return "projector"
+        return "vision_tower" if parameter.startswith(self.vision_tower + ".") else "llm"
+
+    def encode(
+        self, samples: Sequence[StudentSample], *, tpe: bool, padding_side: Literal["left", "right"] = "right"
+    ) -> StudentBatch:
+        """Tokenise and pad samples; the frames are those given, none is dropped or repeated.
+
+        Every sample goes through the processor by itself, so that it gets the same tokens in whatever batch. A
+        conversation that ends with the user gets the template's prompt for an answer.
+
+        Args:
+            samples: at least one.
+            tpe: whether the batch carries the frames' times for TPE.
+            padding_side: where short sequences are filled up.
+
+        Raises:
+            RequestError: no sample, text that holds a media token, a chat template that rewrites earlier turns, or
+                samples this family cannot batch.
+        """
+        if not samples:
+            raise RequestError("a batch needs at least one sample")
+        encoded = [self._encode_one(sample) for sample in samples]
+        length = max(len(one.labels) for one in encoded)
+        gaps = [
+            (length - len(one.labels), 0) if padding_side == "left" else (0, length - len(one.labels))
+            for one in encoded
+        ]
+        fill = {"input_ids": self.processor.tokenizer.pad_token_id}
+        inputs = {
+            name: torch.stack(
+                [pad(one.sequences[name], gap, value=fill.get(name, 0)) for one, gap in zip(encoded, gaps, strict=True)]
+            )
+            for name in encoded[0].sequences
+        }
+        return StudentBatch(
+            ids=tuple(sample.id for sample in samples),
+            inputs=inputs | self.join_media([one.media for one in encoded if one.media]),
+            labels=torch.stack(
+                [pad(one.labels, gap, value=IGNORED_LABEL) for one, gap in zip(encoded, gaps, strict=True)]
+            ),
+            video_tokens=tuple(
+                one.video_tokens and one.video_tokens.shifted(gap[0]) for one, gap in zip(encoded, gaps, strict=True)
+            ),
+            time_seconds=tuple(one.time_seconds for one in encoded) if tpe else None,
+        )
+
+    def join_media(self, media: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The media of several samples as one model takes them; one after the other unless a family says otherwise."""
+        names = {name: None for one in media for name in one}
+        return {name: torch.cat([one[name] for one in media if name in one]) for name in names}
+
+    def raster(self, places_n: Tensor, grid_tyx: tuple[int, int, int], num_frames: int) -> VideoTokens:
+        """Tokens in the order step, row, column, each step covering equally many frames, the last perhaps fewer.
+
+        Raises:
+            RuntimeError: there are not as many tokens as cells, so the adapter misjudges its family.
+        """
+        num_steps = grid_tyx[0]
+        if len(places_n) != math.prod(grid_tyx):
+            raise RuntimeError(f"{self.model_type}: {len(places_n)} video tokens for a grid of {grid_tyx} cells")
+        size = math.ceil(num_frames / num_steps)
+        spans = tuple((first, min(first + size, num_frames)) for first in range(0, num_frames, size))
+        return VideoTokens(positions_tyx=places_n.reshape(grid_tyx), frame_spans=spans)
+
+    def _encode_one(self, sample: StudentSample) -> EncodedSample:
+        text, answers = self._render(sample)
+        bos = self.processor.tokenizer.bos_token
+        features = self.processor(
+            text=[text],
+            return_tensors="pt",
+            add_special_tokens=not (bos and text.startswith(bos)),
+            return_offsets_mapping=True,
+            return_text_replacement_offsets=True,
+            **_media_arguments(sample),
+        )
+        (replacements,) = features.pop("text_replacement_offsets")
+        (offsets,) = features.pop("offset_mapping").tolist()
+        sequences = {name: features.pop(name)[0] for name in _SEQUENCES if name in features}
+        ids = sequences["input_ids"]
+        media = dict(features)
+        tokens = None
+        if sample.frames_thwc is not None:
+            places = (ids == self.video_token_id).nonzero()[:, 0]
+            tokens = self.locate_video(places, media, len(sample.frames_thwc))
+        return EncodedSample(
+            sequences=sequences,
+            labels=_labels(ids, offsets, [_expanded(span, replacements) for span in answers]),
+            media=media,
+            video_tokens=tokens,
+            time_seconds=None if sample.time_seconds is None else torch.from_numpy(sample.time_seconds.copy()),
+        )
+
+    def _render(self, sample: StudentSample) -> tuple[str, list[tuple[int, int]]]:
+        """The conversation in the model's own template, and where the answers with their end stand in it."""
+        messages = _messages(sample, {self.processor.image_token, self.processor.video_token})
+        asking = bool(sample.conversation) and sample.conversation[-1].role == "user"
+        text = self._template(messages, asking=asking)
+        answers = []
+        for place, turn in enumerate(sample.conversation):
+            if turn.role == "user":
+                continue
+            before, until = self._template(messages[:place]), self._template(messages[: place + 1])
+            prompt = self._template(messages[:place], asking=True)
+            # Some templates prompt for an answer in other words than they write one: then its own text is found.
+            start = len(prompt) if until.startswith(prompt) else until.find(turn.text.strip(), len(before))
+            if not (until.startswith(before) and text.startswith(until) and start >= 0):
+                raise RequestError(
+                    f"sample {sample.id!r}: the chat template of this {self.model_type} model rewrites earlier turns "
+                    "or answers, so the answers cannot be told from the prompt; use one question a sample"
+                )
+            answers.append((start, len(until.rstrip())))
+        return text, answers
+
+    def _template(self, messages: Sequence[Any], *, asking: bool = False) -> str:
+        return str(self.processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=asking))
+
+
+def _messages(sample: StudentSample, media_tokens: set[str]) -> list[dict[str, Any]]:
+    """transformers' chat messages: what is shown comes before the first words."""
+    shown = [{"type": "video"}] if sample.frames_thwc is not None else [{"type": "image"} for _ in sample.images_hwc]
+    messages: list[dict[str, Any]] = []
+    for turn in sample.conversation or (Turn(role="user", text=""),):
+        if found := sorted(token for token in media_tokens if token in turn.text):
+            raise RequestError(
+                f"sample {sample.id!r}: text holds the media token {found[0]!r}; remove it from the text"
+            )
+        messages.append({"role": turn.role, "content": [*shown, {"type": "text", "text": turn.text}]})
+        shown = []
+    return messages
+
+
+def _media_arguments(sample: StudentSample) -> dict[str, Any]:
+    """A video as the processor takes it, with the very times of its frames, or pictures; tensors are (c, h, w)."""
+    from transformers.video_utils import VideoMetadata
+
+    if sample.images_hwc:
+        return {"images": [torch.from_numpy(image.copy()).permute(2, 0, 1) for image in sample.images_hwc]}
+    if sample.frames_thwc is None or sample.time_seconds is None:
+        return {}
+    times = sample.time_seconds
+    step = float(times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1.0
+    metadata = VideoMetadata(
+        total_num_frames=len(times),
+        fps=1 / step,
+        duration=len(times) * step,
+        # A processor reads frame i's time as frames_indices[i] / fps: fractions keep uneven times exact.
+        frames_indices=[float(time) / step for time in times],
+    )
+    frames = torch.from_numpy(sample.frames_thwc.copy()).permute(0, 3, 1, 2)
+    return {"videos": [frames], "video_metadata": [metadata], "do_sample_frames": False}
+
+
+def _expanded(span: tuple[int, int], replacements: Sequence[Any]) -> tuple[int, int]:
+    """A span of the template's text after the media tokens before it have been written out."""
+    growth = sum(len(each["replacement"]) - len(each["text"]) for each in replacements if each["span"][1] <= span[0])
+    return span[0] + growth, span[1] + growth
+
+
+def _labels(ids: Tensor, offsets: Sequence[Sequence[int]], answers: Sequence[tuple[int, int]]) -> Tensor:
+    """The ids of tokens that overlap an answer, -100 elsewhere."""
+    learned = torch.tensor([any(a < end and b > start for start, end in answers) for a, b in offsets], dtype=torch.bool)
+    return torch.where(learned, ids, IGNORED_LABEL)

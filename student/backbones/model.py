@@ -1,0 +1,150 @@
+"""A student with its weights: one adapter, one transformers model, and one forward pass for every family."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from p4dprep.errors import RequestError
+from student.backbones.adapter import FamilyAdapter, Part
+from student.backbones.types import IGNORED_LABEL, StudentBatch, StudentOutput, StudentSample
+from student.tpe import timestamp_encoding
+
+
+class Backbone:
+    """A video language model of any known family.
+
+    Modules are looked up anew at each use, so wrapping and LoRA may replace them inside the model.
+
+    Attributes:
+        adapter: what the family says of itself; it encodes samples without the model.
+        model: the transformers model, as `from_pretrained` made it.
+        tpe: whether batches it encodes carry times for TPE.
+    """
+
+    def __init__(self, adapter: FamilyAdapter, model: Any, *, tpe: bool = False) -> None:
+        self.adapter = adapter
+        self.model = model
+        self.tpe = tpe
+
+    @property
+    def family(self) -> str:
+        """transformers' model_type."""
+        return self.adapter.model_type
+
+    @property
+    def processor(self) -> Any:
+        """The model's own processor."""
+        return self.adapter.processor
+
+    @property
+    def vision_tower(self) -> nn.Module:
+        """The module that turns pixels into features; in the Qwen families it holds the projector."""
+        return self._module(self.adapter.vision_tower)
+
+    @property
+    def projector(self) -> nn.Module:
+        """The module that gets the vision features, with TPE added to them."""
+        return self._module(self.adapter.projector)
+
+    @property
+    def llm(self) -> nn.Module:
+        """The language model without its head."""
+        return self._module(self.adapter.llm)
+
+    @property
+    def hidden_size(self) -> int:
+        """Channels of the LLM's hidden states."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers of the LLM."""
+        return int(self.model.config.get_text_config().num_hidden_layers)
+
+    def tune(self, *parts: Part) -> None:
+        """Let gradients into these parts and no other; every parameter belongs to exactly one part."""
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(self.adapter.part_of(name) in parts)
+
+    def encode(
+        self, samples: Sequence[StudentSample], *, padding_side: Literal["left", "right"] = "right"
+    ) -> StudentBatch:
+        """Tokenise and pad samples, with times where `tpe` is on; see `FamilyAdapter.encode`."""
+        return self.adapter.encode(samples, tpe=self.tpe, padding_side=padding_side)
+
+    def forward(self, batch: StudentBatch, *, layer: int) -> StudentOutput:
+        """Run the model once.
+
+        Args:
+            batch: on the model's device. TPE is added where it carries times.
+            layer: 1 to `num_layers`: the decoder layer whose output is returned as hidden states; the last one's is
+                what the language head reads, normalised.
+
+        Raises:
+            RequestError: no such layer.
+        """
+        if not 1 <= layer <= self.num_layers:
+            raise RequestError(f"layer {layer} does not exist; this student has layers 1 to {self.num_layers}")
+        labels = batch.labels if bool((batch.labels != IGNORED_LABEL).any()) else None
+        with ExitStack() as hooks:
+            hooks.enter_context(self.timed(batch))
+            hidden = hooks.enter_context(self._captured(layer))
+            output = self.model(**batch.inputs, labels=labels, use_cache=False)
+        return StudentOutput(loss_sft=output.loss, logits_bsv=output.logits, hidden_bsc=hidden[0])
+
+    @contextmanager
+    def timed(self, batch: StudentBatch) -> Iterator[None]:
+        """Within it, one run of the model on `batch` has TPE in what the projector gets (paper Sec. 4.1).
+
+        `forward` does this by itself; `model.generate` needs it. Without times in the batch nothing happens.
+        """
+        if batch.time_seconds is None:
+            yield
+            return
+        calls = list(self.adapter.feature_seconds(batch))
+        # First of all hooks: whoever else looks at the projector's input sees what it gets.
+        handle = self.projector.register_forward_pre_hook(self._adding(calls), prepend=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+        if calls:
+            raise RuntimeError(f"{self.family}: the projector was called {len(calls)} times less than its adapter says")
+
+    def _module(self, path: str) -> nn.Module:
+        module: nn.Module = self.model.get_submodule(path)
+        return module
+
+    @contextmanager
+    def _captured(self, layer: int) -> Iterator[list[Tensor]]:
+        """Collects one layer's output; no other layer's is kept."""
+        found: list[Tensor] = []
+        if layer == self.num_layers:
+            handle = self.llm.register_forward_hook(lambda _module, _args, out: found.append(out.last_hidden_state))
+        else:
+            block = self._module(f"{self.adapter.llm}.layers.{layer - 1}")
+            handle = block.register_forward_hook(lambda _module, _args, out: found.append(out))
+        try:
+            yield found
+        finally:
+            handle.remove()
+
+    def _adding(self, calls: list[Tensor | None]) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
+        width = int(self.model.config.vision_config.hidden_size)
+
+        def add_times(_module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            if not calls:
+                raise RuntimeError(f"{self.family}: the projector was called more often than its adapter says")
+            seconds, features = calls.pop(0), arguments[0]
+            if seconds is None:
+                return None
+            if len(seconds) != len(features):
+                raise RuntimeError(f"{self.family}: times for {len(seconds)} of {len(features)} rows of features")
+            encoding = timestamp_encoding(seconds.to(features.device), width).to(features.dtype)
+            # Features of several patches or layers lie side by side; each gets the encoding.
+            encoding = encoding.repeat(1, features.shape[-1] // width)
+            return (features + encoding.view(len(seconds), *[1] * (features.ndim - 2), -1), *arguments[1:])
+
+        return add_times

@@ -1,0 +1,158 @@
+"""A student made from nothing: a tiny random model of a stock family, with a tokenizer built from given texts.
+
+Random weights prove plumbing, not quality. What is written is an ordinary transformers folder, and
+`student.backbones.load` reads it exactly as it reads a 7 B checkpoint.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from p4dprep.errors import RequestError
+from student.backbones.loading import no_progress_bar
+
+SIZES = ("tiny",)
+
+QWEN_TOKENS = {
+    "eos_token": "<|im_end|>",
+    "pad_token": "<|endoftext|>",
+    "turn_start_token": "<|im_start|>",
+    "vision_start_token": "<|vision_start|>",
+    "vision_end_token": "<|vision_end|>",
+    "image_token": "<|image_pad|>",
+    "video_token": "<|video_pad|>",
+}
+"""The special tokens of the Qwen-VL families, by the names their processors look for."""
+
+QWEN_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+_ROLES = ("user\n", "assistant\n")
+
+_TEXT_WIDTH = 96
+_VISION_WIDTH = 64
+_PATCH = 8
+_SIDE = 64
+
+
+def new_student(folder: str | os.PathLike[str], texts: Sequence[str], *, size: str = "tiny", seed: int = 0) -> Path:
+    """Write a random Qwen2.5-VL for small clips: about 0.5 M parameters, 4 x 4 cells for every two frames.
+
+    Args:
+        folder: where it goes; must not exist or be empty.
+        texts: questions and answers the tokenizer is built from. Any other text can still be written, byte by byte.
+        size: `tiny` is all there is.
+        seed: of the weights. The same texts and seed give the same bytes.
+
+    Returns:
+        The folder: config.json, model.safetensors, tokenizer and processor in the hub's own format.
+
+    Raises:
+        RequestError: an unknown size, no text, or a folder that holds something.
+    """
+    target = Path(folder)
+    if size not in SIZES:
+        raise RequestError(f"student size {size!r} does not exist; choose one of {', '.join(SIZES)}")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise RequestError(f"{target} exists and is not an empty folder; a new student needs a folder of its own")
+    tokenizer = build_tokenizer(texts, QWEN_TOKENS)
+    processor = _qwen_processor(tokenizer)
+    model = _random_model(_qwen_config(tokenizer), seed)
+    target.mkdir(parents=True, exist_ok=True)
+    with no_progress_bar():
+        model.save_pretrained(target)
+    processor.save_pretrained(target)
+    return target
+
+
+def build_tokenizer(texts: Sequence[str], special_tokens: Mapping[str, str], *, vocab_size: int = 1024) -> Any:
+    """A byte-level BPE tokenizer learned from `texts`, as a transformers fast tokenizer.
+
+    Args:
+        texts: what it shall write in few tokens; any other text costs up to one token a byte.
+        special_tokens: name to token; `eos_token` and `pad_token` must be among them, others become attributes.
+        vocab_size: at most so many tokens, the 256 bytes included and the special tokens not.
+
+    Raises:
+        RequestError: there is no text.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    if not any(texts):
+        raise RequestError("a tokenizer is built from texts, and none was given; pass the questions and answers")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(sorted({*texts, *_ROLES}), trainer)
+    standard = {name: special_tokens[name] for name in ("eos_token", "pad_token")}
+    named = {name: token for name, token in special_tokens.items() if name not in standard}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, extra_special_tokens=named, **standard)
+
+
+def _qwen_config(tokenizer: Any) -> Any:
+    from transformers import Qwen2_5_VLConfig
+
+    ids = tokenizer.convert_tokens_to_ids
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": _TEXT_WIDTH,
+        "intermediate_size": 2 * _TEXT_WIDTH,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 8192,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 4, 4]},
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": _VISION_WIDTH,
+        "intermediate_size": 2 * _VISION_WIDTH,
+        "num_heads": 4,
+        "patch_size": _PATCH,
+        "window_size": 4 * _PATCH,
+        "fullatt_block_indexes": [1],
+        "out_hidden_size": _TEXT_WIDTH,
+    }
+    return Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=ids("<|image_pad|>"),
+        video_token_id=ids("<|video_pad|>"),
+        vision_start_token_id=ids("<|vision_start|>"),
+        vision_end_token_id=ids("<|vision_end|>"),
+        tie_word_embeddings=True,
+    )
+
+
+def _qwen_processor(tokenizer: Any) -> Any:
+    from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+
+    pixels = {"shortest_edge": _SIDE * _SIDE, "longest_edge": _SIDE * _SIDE}
+    return Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(patch_size=_PATCH, size=pixels),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(patch_size=_PATCH, size=pixels, cap_pixels_per_frame=False),
+        chat_template=QWEN_TEMPLATE,
+    )
+
+
+def _random_model(config: Any, seed: int) -> Any:
+    import torch
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Qwen2_5_VLForConditionalGeneration(config).eval()
