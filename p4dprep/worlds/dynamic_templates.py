@@ -178,13 +178,11 @@ def _t_world(view: View) -> Iterator[Query]:
 def _t_picture(view: View) -> Iterator[Query]:
     options = ("to the left", "to the right", "upwards", "downwards")
     for body in view.bodies:
-        ends = view.world_bt3[body, [0, -1]]
-        place = picture_place(view.scene.camera, ends, view.seconds_t[[0, -1]])
+        ends, poses = view.world_bt3[body, [0, -1]], view.poses_t44[[0, -1]]
+        place = picture_place(view.scene.camera, poses, ends)
         right, down = (place[1] - place[0]) / (1.0, view.scene.camera.aspect)
         long, short = sorted((abs(right), abs(down)), reverse=True)
-        if not in_view(view.scene.camera, ends, view.seconds_t[[0, -1]]).all() or long < max(
-            0.06, SECTOR_RATIO * short
-        ):
+        if not in_view(view.scene.camera, poses, ends).all() or long < max(0.06, SECTOR_RATIO * short):
             continue
         slot = int(right > 0) if abs(right) > abs(down) else 2 + int(down > 0)
         texts = (
@@ -349,7 +347,7 @@ def _sa_acceleration(view: View) -> Iterator[Query]:
 def _dp_lengths(view: View) -> Iterator[Query]:
     for body in filter(view.moves, view.bodies):
         straight, along = view.facts[body].displacement_metres, view.facts[body].path_length_metres
-        if straight > MIN_MOVE_FRACTION * max(view.scene.bodies[body].size):
+        if straight > MIN_MOVE_FRACTION * view.length_b[body]:
             texts = (
                 "How far is the last position of <obj_1> from its first, in a straight line?",
                 "What is the displacement of <obj_1> from the first frame to the last?",

@@ -7,7 +7,7 @@ import numpy as np
 
 from p4dprep.worlds.questions import MIN_RATIO, Query
 from p4dprep.worlds.scene import Floats
-from p4dprep.worlds.tracks import boxes_seen_from, to_camera
+from p4dprep.worlds.tracks import to_camera
 from p4dprep.worlds.view import AXES, NUM_PICKED, SECTOR_RATIO, Template, Texts, View, number, pick, point
 
 _NUM_INTERVALS = 5  # of a clip
@@ -19,13 +19,13 @@ def _vg_position(view: View) -> Iterator[Query]:
     for body in view.measured:
         if (at := view.moment(body)) is None:
             continue
-        box = boxes_seen_from(view.scene.camera, view.seconds_t[0], view.scene.bodies[body], np.array([at]))[0]
+        place = view.place(body, at)
         texts = (
             f"Where is the centre of <obj_1> at {at:.1f} s, {AXES}?",
             f"What is the position of <obj_1> at {at:.1f} s, {AXES}?",
         )
         near = (view.scene.id,)
-        yield view.query("VG", "vg_position", texts, (body,), point(box.centre), value=box.centre, near=near)
+        yield view.query("VG", "vg_position", texts, (body,), point(place), value=place, near=near)
 
 
 def _vg_box(view: View) -> Iterator[Query]:
@@ -46,12 +46,7 @@ def _vg_which(view: View) -> Iterator[Query]:
     target = int(view.rng.choice(view.bodies[:NUM_PICKED]))
     if (at := view.moment(target)) is None:
         return
-    positions = {
-        body: np.array(
-            boxes_seen_from(view.scene.camera, view.seconds_t[0], view.scene.bodies[body], np.array([at]))[0].centre
-        )
-        for body in view.bodies
-    }
+    positions = {body: np.array(view.place(body, at)) for body in view.bodies}
     offsets = {body: -float(np.linalg.norm(positions[body] - positions[target])) for body in view.bodies}
     texts = (
         f"Which of {{listed}} has its centre at {point(positions[target])} at {at:.1f} s, {AXES}?",
@@ -93,11 +88,11 @@ def _slot_of_smallest(values_t: Floats) -> int | None:
 
 
 def _dm_size(view: View) -> Iterator[Query]:
-    for body in view.measured:
-        *sides, height = view.scene.bodies[body].size
+    for body in filter(view.goes_by_colour, view.measured):  # the others go by a noun, which gives their size away
+        height = view.scene.bodies[body].size[2]
         texts = ("How tall is <obj_1>, in metres?", "What is the height of <obj_1>, in metres?")
         yield view.query("DM", "dm_height", texts, (body,), f"{number(height)} m", value=(height,))
-        long = max(*sides, height)
+        long = float(view.length_b[body])
         texts = (
             "How long is the longest side of the upright 3D box around <obj_1>, in metres?",
             "What is the largest dimension (length, width or height) of <obj_1>, in metres?",

@@ -87,14 +87,17 @@ def object_facts(scene: Scene, seconds: Floats, instances_hw: NDArray[np.uint8])
     seconds = np.asarray(seconds, float).reshape(-1)
     if len(seconds) < 2 or (np.diff(seconds) <= 0).any():
         raise ValueError(f"facts need two growing times or more, not {seconds.tolist()}; pass the clip's frame times")
-    return tuple(_facts(scene, number, seconds, instances_hw) for number in range(len(scene.bodies)))
+    poses = scene.camera.world_to_camera(seconds)
+    return tuple(_facts(scene, number, seconds, poses, instances_hw) for number in range(len(scene.bodies)))
 
 
-def _facts(scene: Scene, number: int, seconds: Floats, instances_hw: NDArray[np.uint8]) -> ObjectFacts:
+def _facts(
+    scene: Scene, number: int, seconds: Floats, poses_t44: Floats, instances_hw: NDArray[np.uint8]
+) -> ObjectFacts:
     body, path = scene.bodies[number], scene.bodies[number].trajectory
     position, velocity, first, last = path.position(seconds), path.velocity(seconds), seconds[0], seconds[-1]
     length = path.path_length(first, last)
-    mask = instances_hw == number + 1
+    yaw, mask = path.yaw(seconds), instances_hw == number + 1
     return ObjectFacts(
         body=number,
         name=body.name,
@@ -102,15 +105,15 @@ def _facts(scene: Scene, number: int, seconds: Floats, instances_hw: NDArray[np.
         colour=body.colour,
         motion=body.motion,
         seconds=tuple(seconds.tolist()),
-        boxes_world=_boxes(body, position, path.yaw(seconds)),
-        boxes_camera0=boxes_seen_from(scene.camera, first, body, seconds),
+        boxes_world=_boxes(body, position, yaw),
+        boxes_camera0=_boxes(body, to_camera(poses_t44[0], position), _wrapped(yaw - _heading(poses_t44[0]))),
         speeds=tuple(np.linalg.norm(velocity, axis=1).tolist()),
         accelerations=tuple(np.linalg.norm(path.acceleration(seconds), axis=1).tolist()),
         mean_speed=float(length / (last - first)),
         mean_acceleration=float(np.linalg.norm(velocity[-1] - velocity[0]) / (last - first)),
         displacement_metres=float(np.linalg.norm(position[-1] - position[0])),
         path_length_metres=length,
-        num_frames_in_view=int(in_view(scene.camera, position, seconds).sum()),
+        num_frames_in_view=int(in_view(scene.camera, poses_t44, position).sum()),
         first_frame_box=mask_box(mask),
         first_frame_fraction=float(mask.mean()),
     )
@@ -124,11 +127,15 @@ def _boxes(body: Body, centre_t3: Floats, yaw_t: Floats) -> tuple[Box3D, ...]:
     )
 
 
-def boxes_seen_from(camera: Camera, camera_seconds: float, body: Body, seconds: Floats) -> tuple[Box3D, ...]:
-    """A body's boxes at times (t,), in the coordinates of the camera at another time."""
-    pose = camera.world_to_camera(np.array([camera_seconds]))[0]
-    yaw = body.trajectory.yaw(seconds) - np.arctan2(pose[2, 1], pose[2, 0])
-    return _boxes(body, to_camera(pose, body.trajectory.position(seconds)), np.pi - (np.pi - yaw) % (2 * np.pi))
+def _heading(pose_44: Floats) -> float:
+    """Where a camera looks, seen from above, radians from x."""
+    return float(np.arctan2(pose_44[2, 1], pose_44[2, 0]))
+
+
+def _wrapped(radians_t: Floats) -> Floats:
+    """The same angles in (-pi, pi]."""
+    wrapped: Floats = np.pi - (np.pi - radians_t) % (2 * np.pi)
+    return wrapped
 
 
 def to_camera(pose: Floats, points_n3: Floats) -> Floats:
@@ -137,17 +144,17 @@ def to_camera(pose: Floats, points_n3: Floats) -> Floats:
     return moved
 
 
-def picture_place(camera: Camera, points_t3: Floats, seconds: Floats) -> Floats:
-    """Where world points, one for each time, lie in the picture (t, 2): 0-1 from left and from top; NaN behind it."""
-    x, y, z = to_camera(camera.world_to_camera(seconds), points_t3).T
+def picture_place(camera: Camera, poses_t44: Floats, points_t3: Floats) -> Floats:
+    """Where world points lie in a camera's pictures (t, 2): 0-1 from left and from top; NaN behind it."""
+    x, y, z = to_camera(poses_t44, points_t3).T
     z = np.where(z > 0, z, np.nan)
     focal = camera.intrinsics(1, 1)
     return np.stack([focal[0, 0] * x / z + 0.5, focal[1, 1] * y / z + 0.5], axis=1)
 
 
-def in_view(camera: Camera, points_t3: Floats, seconds: Floats) -> NDArray[np.bool_]:
-    """Whether each point (t, 3) at its time (t,) projects into the picture."""
-    x, y = picture_place(camera, points_t3, seconds).T
+def in_view(camera: Camera, poses_t44: Floats, points_t3: Floats) -> NDArray[np.bool_]:
+    """Whether each point (t, 3) projects into the picture of its pose."""
+    x, y = picture_place(camera, poses_t44, points_t3).T
     inside: NDArray[np.bool_] = (x >= 0) & (x < 1) & (y >= 0) & (y < 1)
     return inside
 

@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 
 from p4dprep.worlds.questions import MIN_RATIO, Category, Query, scene_rng, token
-from p4dprep.worlds.scene import Floats, Scene
+from p4dprep.worlds.scene import Floats, Scene, Vector
 from p4dprep.worlds.tracks import ObjectFacts, in_view, to_camera
 
 _MIN_PICTURE_FRACTION = 0.0008  # a region smaller than that in the first frame is not asked about
@@ -59,9 +59,14 @@ class View:
         return np.linspace(self.scene.frame_seconds[0], self.scene.frame_seconds[-1], _NUM_TIMES)
 
     @cached_property
+    def poses_t44(self) -> Floats:
+        """World to camera."""
+        return self.scene.camera.world_to_camera(self.seconds_t)
+
+    @property
     def pose0(self) -> Floats:
         """World to camera 0 (4, 4)."""
-        pose: Floats = self.scene.camera.world_to_camera(self.seconds_t[:1])[0]
+        pose: Floats = self.poses_t44[0]
         return pose
 
     @cached_property
@@ -84,8 +89,12 @@ class View:
     @cached_property
     def range_bt(self) -> Floats:
         """Metres from the camera, where it is at each time, to each centre."""
-        poses = self.scene.camera.world_to_camera(self.seconds_t)
-        return np.array([np.linalg.norm(to_camera(poses, track), axis=1) for track in self.world_bt3])
+        return np.array([np.linalg.norm(to_camera(self.poses_t44, track), axis=1) for track in self.world_bt3])
+
+    @cached_property
+    def length_b(self) -> Floats:
+        """Metres of the longest side of each body's box."""
+        return np.array([max(body.size) for body in self.scene.bodies])
 
     @cached_property
     def first_b3(self) -> Floats:
@@ -116,13 +125,20 @@ class View:
 
     def moment(self, body: int) -> float | None:
         """A time of the clip, in tenths of a second, at which a body is in view."""
+        seen_t = in_view(self.scene.camera, self.poses_t44, self.world_bt3[body])
         tenths = np.arange(np.ceil(self.seconds_t[0] * 10), np.floor(self.seconds_t[-1] * 10) + 1) / 10
-        seen = in_view(self.scene.camera, self.scene.bodies[body].trajectory.position(tenths), tenths)
-        return float(self.rng.choice(tenths[seen])) if seen.any() else None
+        seen = tenths[np.interp(tenths, self.seconds_t, seen_t) == 1]
+        return float(self.rng.choice(seen)) if len(seen) else None
+
+    def place(self, body: int, seconds: float) -> Vector:
+        """Its centre at a time, in the coordinates of camera 0."""
+        position = self.scene.bodies[body].trajectory.position(np.array([seconds]))
+        x, y, z = to_camera(self.pose0, position)[0].tolist()
+        return x, y, z
 
     def moves(self, body: int) -> bool:
         """Whether it clearly changes its place."""
-        return self.facts[body].path_length_metres > MIN_MOVE_FRACTION * max(self.scene.bodies[body].size)
+        return bool(self.facts[body].path_length_metres > MIN_MOVE_FRACTION * self.length_b[body])
 
     def rests(self, body: int) -> bool:
         """Whether it neither moves nor turns at all."""
@@ -135,9 +151,20 @@ class View:
         moved = self.world_bt3[body, -1] - self.world_bt3[body, 0]
         aside, away = float(moved @ right), float(moved @ ahead)
         long, short = sorted((abs(aside), abs(away)), reverse=True)
-        if long < MIN_MOVE_FRACTION * max(self.scene.bodies[body].size) or long < SECTOR_RATIO * short:
+        if long < MIN_MOVE_FRACTION * self.length_b[body] or long < SECTOR_RATIO * short:
             return None
         return int(aside > 0) if abs(aside) > abs(away) else 2 + int(away > 0)
+
+    def goes_by_colour(self, body: int) -> bool:
+        """Whether its colour tells it from all other bodies, and from the trees."""
+        colour = self.scene.bodies[body].colour
+        trees = colour == "green" and self.scene.setting in ("road", "landscape")
+        return not trees and [other.colour for other in self.scene.bodies].count(colour) == 1
+
+    def name(self, body: int) -> str:
+        """What tells it from the others: its colour if that is enough, since a noun gives typical sizes away."""
+        named = self.scene.bodies[body]
+        return f"{named.colour} object" if self.goes_by_colour(body) else named.name
 
     def query(
         self,
@@ -153,15 +180,13 @@ class View:
         near: tuple[str, ...] = (),
     ) -> Query:
         """A query in one of several wordings; `near` are finer pools than the setting's."""
-        bodies = [self.scene.bodies[number] for number in regions]
-        colours = [body.colour for body in self.scene.bodies]
         return Query(
             scene_id=self.scene.id,
             category=category,
             template=template,
-            text=str(self.rng.choice(texts)),
+            text=texts[int(self.rng.integers(len(texts)))],
             regions=regions,
-            names=tuple(body.name if colours.count(body.colour) > 1 else f"{body.colour} object" for body in bodies),
+            names=tuple(map(self.name, regions)),
             answer=answer,
             options=options,
             value=value,

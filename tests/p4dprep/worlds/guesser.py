@@ -4,6 +4,7 @@ import re
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 
@@ -64,9 +65,14 @@ def majority(train: Sequence[Question]) -> Rule:
     return rule
 
 
-def _features(question: Question) -> list[list[int]]:
-    """For each option, the hashed features that hold: its place, rank, length, overlap and value, with every word."""
-    words = {"", *re.findall(r"[a-z_<>\-]+\d?", question.text.lower())}
+@cache
+def _hash(text: str) -> int:
+    return zlib.crc32(text.encode())
+
+
+def _features(question: Question) -> list[np.ndarray]:
+    """For each option its features: place, rank, length, overlap, value and words, each with every word asked."""
+    words = np.array([_hash(word) for word in {"", *re.findall(r"[a-z_<>\-]+\d?", question.text.lower())}])
     ranks = _ranks([_measure(option) for option in question.options])
     lengths = _ranks([len(option) for option in question.options])
     rows = []
@@ -74,23 +80,39 @@ def _features(question: Question) -> list[list[int]]:
         size = round(2 * np.log2(_measure(option) + 0.01))
         own = [f"at {place}", f"rank {ranks[place]} of {len(ranks)}", f"length {lengths[place]}", f"size {size}"]
         own += [f"overlap {_overlap(question, option)}", option, *option.lower().split()]
-        rows.append([zlib.crc32(f"{word}|{feature}".encode()) % _NUM_FEATURES for word in words for feature in own])
+        mixed = words[:, None] * 2654435761 + np.array([_hash(feature) for feature in own])
+        rows.append((mixed >> 7).ravel() % _NUM_FEATURES)
     return rows
 
 
-def learned(train: Sequence[Question], seed: int = 0, num_epochs: int = 6) -> Rule:
-    """A logistic regression over the options of a question, on words crossed with what an option looks like."""
-    rng = np.random.default_rng(seed)
+class _Table:
+    """The features of many questions as flat arrays: feature, and which option of which question has it."""
+
+    def __init__(self, questions: Sequence[Question]) -> None:
+        rows = [_features(question) for question in questions]
+        self.num, self.width = len(questions), max(map(len, rows))
+        flat = [(number * self.width + place, row) for number, of in enumerate(rows) for place, row in enumerate(of)]
+        self.feature = np.concatenate([row for _, row in flat])
+        self.owner = np.repeat([owner for owner, _ in flat], [len(row) for _, row in flat])
+        self.real = np.isin(np.arange(self.num * self.width), [owner for owner, _ in flat])
+        self.answer = np.arange(self.num) * self.width + [question.answer_index for question in questions]
+
+    def chances(self, weights: np.ndarray) -> np.ndarray:
+        scores = np.bincount(self.owner, weights[self.feature], self.num * self.width)
+        grid = np.where(self.real, scores, -np.inf).reshape(self.num, self.width)
+        odds = np.exp(grid - grid.max(axis=1, keepdims=True))
+        return (odds / odds.sum(axis=1, keepdims=True)).ravel()
+
+
+def learned(train: Sequence[Question], num_epochs: int = 8, batch: int = 256) -> Rule:
+    """A logistic regression over a question's options (Adagrad), on words crossed with what an option looks like."""
+    tables = [_Table(train[start : start + batch]) for start in range(0, len(train), batch)]
     weights, squares = np.zeros(_NUM_FEATURES), np.full(_NUM_FEATURES, 1e-6)
-    seen = [(question.answer_index, [np.array(row) for row in _features(question)]) for question in train]
     for _ in range(num_epochs):
-        for number in rng.permutation(len(seen)).tolist():
-            answer, rows = seen[number]
-            scores = np.array([weights[row].sum() for row in rows])
-            chances = np.exp(scores - scores.max())
-            chances /= chances.sum()
-            for place, row in enumerate(rows):
-                slope = chances[place] - float(place == answer)
-                squares[row] += slope**2
-                weights[row] -= 0.05 * slope / np.sqrt(squares[row])
-    return lambda question: int(np.argmax([weights[row].sum() for row in _features(question)]))
+        for table in tables:
+            slopes = table.chances(weights)
+            slopes[table.answer] -= 1
+            gradient = np.bincount(table.feature, slopes[table.owner], _NUM_FEATURES)
+            squares += gradient**2
+            weights -= 0.03 * gradient / np.sqrt(squares)
+    return lambda question: int(np.argmax(_Table([question]).chances(weights)))

@@ -63,7 +63,7 @@ def test_in_camera_coordinates_x_is_right_y_is_down_and_z_is_ahead(
     (body,) = facts_of(stage(resting("red", position)))
     x, y, z = body.boxes_camera0[0].centre
     assert (np.sign(np.round(x, 9)), np.sign(np.round(y, 9)), z) == (sign_x, sign_y, pytest.approx(5))
-    place = picture_place(FRONT, np.array([position]), np.zeros(1))[0] - 0.5
+    place = picture_place(FRONT, FRONT.world_to_camera(np.zeros(1)), np.array([position]))[0] - 0.5
     assert (np.sign(place.round(9)) == (sign_x, sign_y)).all()  # pixels grow to the right and down as well
 
 
