@@ -9,7 +9,6 @@ commit.
 
 import argparse
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -92,9 +91,7 @@ def main() -> None:
     teacher_text = f"slow?milliseconds={options.milliseconds:g}"
     own_seconds = options.num_clips * options.milliseconds / 1000
     found: dict[str, list[float]] = {"bare": [], "whole": [], "steady": [], "first_commit_seconds": []}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        os.environ["PYTHONPATH"] = str(faulty_teachers.install(folder))
+    with tempfile.TemporaryDirectory() as name, faulty_teachers.seen(folder := faulty_teachers.install(Path(name))):
         videos = write_videos(folder / "videos", options.num_clips)
         for number in range(options.rounds):
             found["bare"].append(bare_loop(videos, folder / f"bare_{number}", teacher_text) / own_seconds)

@@ -1,6 +1,5 @@
 """What all tests share."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,23 +15,27 @@ SHARED_VIDEOS = ROOT.parent / "shared" / "videos"
 
 
 @pytest.fixture(scope="session")
-def stranger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A stranger's installed package of teachers, seen by this process and every one it starts."""
-    folder = faulty_teachers.install(tmp_path_factory.mktemp("stranger"))
-    before = os.environ.get("PYTHONPATH", "")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder), before)))
-    yield folder
-    os.environ["PYTHONPATH"] = before
+def strangers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stranger's package of teachers, laid out but not yet seen by anybody."""
+    return faulty_teachers.install(tmp_path_factory.mktemp("stranger"))
+
+
+@pytest.fixture(scope="module")
+def stranger(strangers_folder: Path) -> Iterator[None]:
+    """The stranger's teachers are installed for the tests of one module, and for no other module's."""
+    with faulty_teachers.seen(strangers_folder):
+        yield
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(stranger: Path) -> Iterator[None]:
-    """One Ray for all tests of a session, started as `extract` starts it."""
+def ray_cluster(strangers_folder: Path) -> Iterator[None]:
+    """One Ray for all tests of a session, started as `extract` starts it; its workers see the stranger's teachers."""
     import ray
 
     from p4dprep.extract.job import start_ray
 
-    start_ray(None)
+    with faulty_teachers.seen(strangers_folder):
+        start_ray(None)
     yield
     ray.shutdown()
 

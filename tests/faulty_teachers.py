@@ -1,14 +1,15 @@
 """Teachers of a stranger's package, for tests: a plain one, and one for each way a teacher can go wrong.
 
-`install` lays them out as an installed package with entry points, so that they are found as any other, by Ray's
-workers too.
+`install` lays them out as an installed package with entry points, and while `seen` lasts they are found as any other,
+by Ray's workers too.
 """
 
+import contextlib
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -141,6 +142,19 @@ def install(folder: Path) -> Path:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: faulty-teachers\nVersion: 1.0\n")
     points = "\n".join(f"{kind} = faulty_teachers:{teacher.__name__}" for kind, teacher in KINDS.items())
     (info / "entry_points.txt").write_text(f"[p4dprep.teachers]\n{points}\n")
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
     return folder
+
+
+@contextlib.contextmanager
+def seen(folder: Path) -> Iterator[None]:
+    """That package is found by this process and by those it starts, until the block ends."""
+    before = os.environ.get("PYTHONPATH", "")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder), before)))
+    sys.path.append(str(folder))
+    try:
+        yield
+    finally:
+        os.environ["PYTHONPATH"] = before
+        sys.path.remove(str(folder))
+        if str(folder) not in sys.path:
+            sys.modules.pop("faulty_teachers", None)

@@ -11,7 +11,8 @@ from p4dprep.cache import Cache
 from p4dprep.errors import FingerprintMismatchError, TeacherError
 from p4dprep.extract import make_plan
 from p4dprep.extract.worker import UnitTask, Worker, WorkerConfig
-from tests.p4dprep.extract.builders import make_request, write_corpus
+from tests.faulty_teachers import BadOutput
+from tests.p4dprep.extract.builders import data_digests, make_request, write_corpus
 
 pytestmark = pytest.mark.usefixtures("stranger")
 
@@ -71,6 +72,17 @@ def test_one_bad_clip_of_a_batch_does_not_change_its_neighbours(videos: Path, tm
     good, mixed = (Cache.open(str(tmp_path / name)).group("brightness") for name in ("good", "mixed"))
     for index in (0, 2):
         np.testing.assert_array_equal(good.read(index, "depth"), mixed.read(index, "depth"))
+
+
+@pytest.mark.parametrize(
+    "teacher", ["other-clips", *(f"bad-output?fault={fault}" for fault in sorted(BadOutput.FAULTS))]
+)
+def test_no_bad_output_is_committed(videos: Path, tmp_path: Path, teacher: str) -> None:
+    config, task = planned(videos, tmp_path / "cache", teacher)
+    ok, failed = run_units(config, replace(task, clips=task.clips[:2]))
+    assert not ok
+    assert {index: kind for index, (kind, _) in failed.items()} == {0: "bad_output", 1: "bad_output"}
+    assert data_digests(tmp_path / "cache") == {}
 
 
 def test_a_worker_with_other_weights_than_the_cache_refuses_to_start(videos: Path, tmp_path: Path) -> None:
