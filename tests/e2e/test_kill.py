@@ -6,7 +6,8 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -14,26 +15,32 @@ import pytest
 
 from p4dprep import cache as caches
 from p4dprep.cache import Cache
-from tests.e2e.commands import P4DPREP, run_json
-from tests.p4dprep.extract.builders import data_digests, write_corpus
+from p4dprep.extract import extract
+from tests.e2e.commands import P4DPREP
+from tests.p4dprep.extract.builders import data_digests, make_request, write_corpus
 
 SEED = 20261120
-NUM_KILLS = 20
 NUM_CLIPS = 24
+IN_COMMIT, DRIVER, WORKER, DECODER = range(4)
+"""What is killed: the driver while there is data without its record, the driver, a worker, a decoder."""
+KILLS = {"own": (IN_COMMIT, DRIVER) * 2, "shared": (IN_COMMIT, DRIVER, WORKER, DECODER) * 4}
+"""20 kills, of jobs that start a Ray of their own, which takes long, and of jobs on the tests' Ray. Both go on at once:
+most of the time they wait."""
 RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """They hold nothing of ours, but try for 60 s to tell the dead head node of its death before they go."""
-TEACHERS = ("--teacher", "slow?milliseconds=60", "--frames", "4", "--size", "32", "--workers", "1")
+TEACHER = "slow?milliseconds=60"
+OPTIONS = ("--teacher", TEACHER, "--frames", "4", "--size", "32", "--workers", "1")
 
 
 class Job:
-    """A running extraction and the processes that belong to it."""
+    """A running extraction and the processes that belong to it. At most one job at a time is on the tests' Ray."""
 
     def __init__(self, videos: Path, cache: Path, address: str | None) -> None:
         self.cache = cache
         self.address = address
         joining = ["--address", address] if address else []
         self.process = subprocess.Popen(
-            [P4DPREP, "extract", str(videos), str(cache), *TEACHERS, *joining],
+            [P4DPREP, "extract", str(videos), str(cache), *OPTIONS, *joining],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -41,12 +48,12 @@ class Job:
         self.seen: dict[int, psutil.Process] = {}
 
     def family(self) -> list[psutil.Process]:
-        """Processes that are there because of this job: its own and, on a cluster, its workers and their decoders."""
+        """Processes that are there because of this job: its own or, on the tests' Ray, its workers and decoders."""
         found = []
         with contextlib.suppress(psutil.NoSuchProcess):
             found = psutil.Process(self.process.pid).children(recursive=True)
         if self.address:
-            found += [process for process in psutil.process_iter() if is_ours(process)]
+            found += [process for process in children_of_our_ray() if is_worker_or_decoder(process)]
         for process in found:
             self.seen.setdefault(process.pid, process)
         return found
@@ -66,7 +73,7 @@ class Job:
         raise TimeoutError("the job neither got there nor ended")
 
     def num_objects(self) -> int:
-        return len(list(self.cache.glob("slow_depth/c*")))
+        return sum(path.suffix != ".partial" for path in self.cache.glob("slow_depth/c*"))
 
     def num_records(self) -> int:
         return len(list(self.cache.glob("ledger/slow/0*.json")))
@@ -108,23 +115,53 @@ def test_killed_anywhere_and_run_again_it_ends_the_same(
     tmp_path: Path, job_family: list[Job], ray_address: str
 ) -> None:
     videos = write_corpus(tmp_path / "videos", NUM_CLIPS, num_frames=8)
-    run_json("extract", videos, tmp_path / "undisturbed", *TEACHERS, "--address", ray_address)
+    run_to_the_end(videos, tmp_path / "undisturbed")
     expected = data_digests(tmp_path / "undisturbed")
-    rng = random.Random(SEED)
-    num_caches, num_kills = 0, 0
-    while num_kills < NUM_KILLS:
-        cache = tmp_path / f"cache_{num_caches}"
-        num_caches += 1
-        finished = False
-        while not finished and num_kills < NUM_KILLS:
-            address = None if num_kills % 8 in (0, 1) else ray_address  # a Ray of its own takes long to start
-            finished, killed = one_round(Job(videos, cache, address), num_kills, rng, job_family)
-            num_kills += killed
-        report = run_json("extract", videos, cache, *TEACHERS, "--address", ray_address)
-        assert (report["committed"] + report["skipped"], report["failed"]) == (NUM_CLIPS, 0), f"seed {SEED}"
-        assert data_digests(cache) == expected, f"seed {SEED}, after {num_kills} kills"
-        assert caches.verify(Cache.open(str(cache))).problems == ()
+
+    with ThreadPoolExecutor(len(KILLS)) as pool:
+        lanes = [
+            pool.submit(kill_all, videos, tmp_path / name, address, KILLS[name], job_family)
+            for name, address in (("own", None), ("shared", ray_address))
+        ]
+        killed = [cache for lane in lanes for cache in lane.result()]
+    for cache in killed:
+        run_to_the_end(videos, cache)
+        opened = Cache.open(str(cache))
+        leftovers = caches.gc(opened, delete=True, min_age_seconds=0).unreferenced
+        assert all(key.endswith(".partial") for key in leftovers), f"seed {SEED}: {leftovers}"
+        assert data_digests(cache) == expected, f"seed {SEED}: {cache}"
+        assert caches.verify(opened).problems == ()
     assert not left_running([process for job in job_family for process in job.seen.values()], 90)
+
+
+def run_to_the_end(videos: Path, cache: Path) -> None:
+    """The same request, uninterrupted and in this process, whose Ray is the tests' own."""
+    report = extract(make_request(videos, cache, TEACHER, workers=1))
+    assert (report.committed + report.skipped, report.failed) == (NUM_CLIPS, 0), f"seed {SEED}"
+
+
+def kill_all(videos: Path, folder: Path, address: str | None, kills: Sequence[int], jobs: list[Job]) -> list[Path]:
+    """The caches of jobs that these kills hit: a job starts again on the same cache until it finishes."""
+    rng = random.Random(f"{SEED} {folder.name}")
+    used, finished, num_hits = [], True, 0
+    folder.mkdir()
+    while num_hits < len(kills):
+        if finished:
+            used.append(folder / str(len(used)))
+        job = Job(videos, used[-1], address)
+        jobs.append(job)
+        finished, hit = one_round(job, kills[num_hits], rng)
+        num_hits += hit
+    return used
+
+
+def children_of_our_ray() -> list[psutil.Process]:
+    """Processes of the Ray that this process started, whoever's jobs they work for."""
+    found = []
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            found += process.children(recursive=True) if process.name() == "raylet" else []
+    return found
 
 
 def command_line(process: psutil.Process) -> str:
@@ -134,7 +171,7 @@ def command_line(process: psutil.Process) -> str:
         return ""
 
 
-def is_ours(process: psutil.Process) -> bool:
+def is_worker_or_decoder(process: psutil.Process) -> bool:
     return any(part in command_line(process) for part in ("ray::_Actor", "p4dprep._decoder"))
 
 
@@ -146,23 +183,23 @@ def left_running(processes: list[psutil.Process], timeout_seconds: float) -> lis
     return psutil.wait_procs(processes, timeout=timeout_seconds)[1]
 
 
-def one_round(job: Job, number: int, rng: random.Random, jobs: list[Job]) -> tuple[bool, int]:
-    """Start, wait for a seeded moment, kill, wait for the end: did the job finish, and did the kill come in time?"""
-    jobs.append(job)
+def one_round(job: Job, victim: int, rng: random.Random) -> tuple[bool, bool]:
+    """Wait for a seeded moment, kill, wait for the end: did the job finish, and did the kill come in time?"""
     more = rng.randrange(1, 8)
     before = job.num_objects()
-    moment = [
-        job.has_data_without_record,
-        lambda: job.num_objects() >= before + more,
-        lambda: job.num_objects() >= before + more and bool(job.named("ray::_Actor")),
-        lambda: job.num_objects() >= before + more and bool(job.named("p4dprep._decoder")),
-    ][number % 4]
-    in_time = job.wait_until(moment)
-    if in_time and number % 4 < 2:
+    moment = {
+        IN_COMMIT: job.has_data_without_record,
+        DRIVER: lambda: job.num_objects() >= before + more,
+        WORKER: lambda: job.num_objects() >= before + more and bool(job.named("ray::_Actor")),
+        DECODER: lambda: job.num_objects() >= before + more and bool(job.named("p4dprep._decoder")),
+    }[victim]
+    hit = job.wait_until(moment)
+    if hit and victim in (IN_COMMIT, DRIVER):
         kill_driver(job)
-    elif in_time:
-        in_time = kill_one(job, "ray::_Actor" if number % 4 == 2 else "p4dprep._decoder", rng)
+    elif hit:
+        hit = kill_one(job, "ray::_Actor" if victim == WORKER else "p4dprep._decoder", rng)
     code = job.process.wait(timeout=120)
     assert not left_running([process for process in job.seen.values() if not is_agent(process)], 30)
-    assert not in_time or code == (-signal.SIGKILL if number % 4 < 2 else 0)  # a worker's death is not the job's
-    return code == 0, int(in_time)
+    survives = victim in (WORKER, DECODER)  # their death is not the job's
+    assert not hit or code == (0 if survives else -signal.SIGKILL)
+    return code == 0, hit
