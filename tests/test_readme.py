@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, s3_endpoint: str) -> Path:
     """What the README assumes: `videos`, the original checkpoint, and a bucket with videos."""
     ray.shutdown()  # these are the last tests, and `ray stop` in a block would take a driver of that Ray with it
     here = tmp_path_factory.mktemp("readme")
-    write_corpus(here / "videos", 3)
+    write_corpus(here / "videos", 2)
     write_checkpoint(here / "l4p.ckpt", original_tensors_of_36_layers())
     upload(s3_endpoint, here / "videos", "my-bucket", "videos")
     return here

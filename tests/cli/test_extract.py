@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.app import main
 from tests.e2e.commands import P4DPREP, run, run_json
 from tests.p4dprep.extract.builders import write_corpus
 
@@ -20,12 +21,17 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def stderr_of_wrong_request(*arguments: object) -> str:
-    """The one line that a wrong request prints."""
-
-    done = subprocess.run([P4DPREP, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    return done.stderr
+WRONG_REQUESTS = [
+    (("extract",), "source: Field required"),
+    (("extract", "nowhere", "cache", "--teacher", "opencv-dis"), "nowhere"),
+    (("extract", "videos", "cache", "--teacher", "opencv-diss"), "did you mean 'opencv-dis'"),
+    (("extract", "videos", "cache", "--teacher", "opencv-dis?preset=slow"), "preset=slow is not one of"),
+    (("extract", "videos", "cache", "--teacher", "opencv-dis", "--workers", "l4p=1"), "workers names l4p"),
+    (("extract", "--config", "missing.yaml"), "cannot read --config missing.yaml"),
+    (("extract", "https://example.invalid/a.mp4", "cache", "--teacher", "opencv-dis"), "--allow-http"),
+    (("cache", "info", "nowhere"), "no cache at"),
+    (("extract", "videos", "cache", "--teacher", "opencv-dis", "--stride", "4"), "needs --fps"),
+]
 
 
 def test_flags_win_over_the_file_and_coverage_decides_the_exit_code(
@@ -55,47 +61,49 @@ def test_plan_measures_clips_and_leaves_no_cache(videos: Path, tmp_path: Path) -
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("extract",), "source: Field required"),
-        (("extract", "nowhere", "cache", "--teacher", "opencv-dis"), "nowhere"),
-        (("extract", "videos", "cache", "--teacher", "opencv-diss"), "did you mean 'opencv-dis'"),
-        (("extract", "videos", "cache", "--teacher", "opencv-dis?preset=slow"), "preset=slow is not one of"),
-        (("extract", "videos", "cache", "--teacher", "opencv-dis", "--workers", "l4p=1"), "workers names l4p"),
-        (("extract", "--config", "missing.yaml"), "cannot read --config missing.yaml"),
-        (("extract", "https://example.invalid/a.mp4", "cache", "--teacher", "opencv-dis"), "--allow-http"),
-        (("cache", "info", "nowhere"), "no cache at"),
-        (("extract", "videos", "cache", "--teacher", "opencv-dis", "--stride", "4"), "needs --fps"),
-    ],
-)
+@pytest.fixture
+def empty_folder(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, in which there is nothing but `videos`."""
+    (tmp_path / "videos").symlink_to(videos)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG_REQUESTS)
 def test_a_wrong_request_is_one_line_and_exit_code_2(
-    videos: Path,
-    tmp_path: Path,
+    empty_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
     arguments: tuple[str, ...],
     message: str,
 ) -> None:
-    (tmp_path / "videos").symlink_to(videos)
-    monkeypatch.chdir(tmp_path)
-    line = stderr_of_wrong_request(*arguments)
-    assert message in line
-    assert line.startswith("p4dprep: ")
-    assert line.count("\n") == 1
-    assert not (tmp_path / "cache").exists()
+    monkeypatch.setattr("sys.argv", ["p4dprep", *arguments])
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main()
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert message in printed.err
+    assert printed.err.startswith("p4dprep: ")
+    assert printed.err.count("\n") == 1
+    assert not (empty_folder / "cache").exists()
 
 
-def test_doctor_finds_this_machine_ready_and_a_new_folder_untouched(tmp_path: Path) -> None:
-    found = run_json("doctor", tmp_path, tmp_path / "new")
-    assert found["ok"]
-    checks = {check["name"]: check["state"] for check in found["checks"]}
-    assert checks["ray"] == checks["torch"] == checks[str(tmp_path)] == "ok"
-    assert list(tmp_path.iterdir()) == []
+def test_a_process_of_a_wrong_request_prints_that_line_and_nothing_else(empty_folder: Path) -> None:
+    arguments, message = WRONG_REQUESTS[2]
+    done = subprocess.run([P4DPREP, *arguments], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
-def test_doctor_says_what_is_wrong_with_a_place_and_shows_no_secret(tmp_path: Path) -> None:
+def test_doctor_finds_this_machine_ready_and_says_what_is_wrong_with_a_place(tmp_path: Path) -> None:
+    """Where all is well the exit code is 0: the README's blocks run it so."""
     options = json.dumps({"key": "AKIACANARY", "secret": "canary-secret-7f", "endpoint_url": "http://127.0.0.1:9"})
-    found = run_json("doctor", "s3://bucket/videos", "--storage-options", options, exit_code=1)
+    places = (tmp_path, tmp_path / "new", "s3://bucket/videos")
+    found = run_json("doctor", *places, "--storage-options", options, exit_code=1)
+    checks = {check["name"]: check["state"] for check in found["checks"]}
+    assert checks["ray"] == checks["torch"] == checks[str(tmp_path)] == checks[str(tmp_path / "new")] == "ok"
+    assert [name for name, state in checks.items() if state == "failed"] == ["s3://bucket/videos"]
     assert not found["ok"]
-    assert found["checks"][-1]["state"] == "failed"
     assert "canary" not in json.dumps(found).lower()
+    assert list(tmp_path.iterdir()) == []
