@@ -203,12 +203,15 @@ def _rounded(values: ArrayLike) -> object:
 def _draw_images(store: Store, questions: Sequence[Question]) -> dict[str, str]:
     """Question id to its Set-of-Mark image, drawn unless it is there; questions on the same regions share one."""
     keys = {question.id: _image_key(question) for question in questions if question.regions}
+    drawn = set()
     for question in questions:
         key = keys.get(question.id)
         if key is not None and not store.exists(key):
             frame_hwc, mask_hw = (_picture(store, name(question.scene_id)) for name in (frame_key, mask_key))
             image = draw_marks(frame_hwc, mask_hw, [body + 1 for body in question.regions])
-            store.put_if_absent(key, png_bytes(image))
+            store.put_if_absent(key, png_bytes(image), durable=False)
+            drawn.add(key)
+    store.sync(drawn)
     return keys
 
 

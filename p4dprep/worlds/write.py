@@ -43,7 +43,8 @@ TIME_BASE = Fraction(1, 90_000)
 """Ticks of the videos; every common frame rate and every millisecond is a whole number of them."""
 
 _ENCODER_OPTIONS = {"crf": "18", "preset": "medium", "x264-params": "cpu-independent=1"}
-"""Without `cpu-independent`, x264 gives other bytes on every run (measured), even on one machine."""
+"""`cpu-independent`: the same bytes whatever instructions a processor has. Without it, they were seen to differ even
+from call to call, with how a frame lies in memory."""
 
 _EXACT = (
     Interpolation.BICUBIC
