@@ -1,0 +1,307 @@
+"""Training of `l4p:mini`: augmentations against the truth of the changed clip, losses, checkpoints, a run."""
+
+import csv
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from p4dprep.errors import RequestError
+from p4dprep.targets import FrameBatch, FrameGeometry, check_predictions
+from p4dprep.worlds.generate import make_scene
+from p4dprep.worlds.truth import film
+from teachers.l4p import L4P, L4PConfig, L4PTeacher
+from teachers.l4p._samples import Clip, ClipRing, augmented, collate, render_clip, sampled_seconds
+from teachers.l4p.config import Modality
+from teachers.l4p.train import (
+    CHECKPOINT_FILE,
+    CURVE_FILE,
+    MINI,
+    WEIGHTS,
+    Trainer,
+    TrainOptions,
+    cameras_from_rays,
+    camray_losses,
+    evaluate,
+    fresh_model,
+    losses,
+    predict,
+    resume,
+    start,
+    train,
+)
+
+SIZE = 32
+TINY = L4PConfig(
+    num_frames=8, image_size=SIZE, patch_size=8, hidden_size=24, num_layers=4, num_heads=2, mlp_size=48,
+    taps=(1, 2, 3, 4), tap_channels=(4, 4, 4, 4), fusion_channels=4, hidden_channels=4, camray_grid=(8, 16, 16),
+)  # fmt: skip
+OPTIONS = TrainOptions(
+    minutes=1.0, batch_size=2, num_workers=1, prefill=2, capacity=4, num_val_clips=2, eval_minutes=60.0
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models so small are slower on two threads, most of all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def clips() -> list[Clip]:
+    return [render_clip("train", 0, index, TINY.num_frames, SIZE) for index in range(3)]
+
+
+def changed(clip: Clip) -> dict[str, Clip]:
+    return {
+        "as it is": clip,
+        "mirrored": clip.mirrored(),
+        "reversed": clip.reversed(),
+        "both": clip.reversed().mirrored(),
+    }
+
+
+def flow_of_still_points(clip: Clip, other: int) -> NDArray[np.float64]:
+    """Backward (`other` -1) or forward (1) flow (t, 2, h, w) of points that do not move, from depth, poses and K."""
+    size = clip.frames_thwc.shape[1]
+    x, y = np.meshgrid(np.arange(size) + 0.5, np.arange(size) + 0.5)
+    pixels = np.stack([x, y, np.ones_like(x)])
+    flow = np.full(clip.flow_t2hw.shape, np.nan)
+    rays = np.tensordot(np.linalg.inv(clip.intrinsics_33), pixels, 1)
+    for index in range(len(flow)):
+        if 0 <= index + other < len(flow):
+            points = rays * clip.depth_thw[index].astype(float)
+            move = clip.pose_t44[index + other] @ np.linalg.inv(clip.pose_t44[index])
+            seen = np.tensordot(clip.intrinsics_33 @ move[:3, :3], points, 1)
+            seen += (clip.intrinsics_33 @ move[:3, 3])[:, None, None]
+            flow[index] = seen[:2] / seen[2] - pixels[:2]
+    return flow
+
+
+class TestAugmentation:
+    @pytest.mark.parametrize("name", ["as it is", "mirrored", "reversed", "both"])
+    def test_depth_and_cameras_give_the_flow_of_what_does_not_move(self, clips: list[Clip], name: str) -> None:
+        for clip in (changed(each)[name] for each in clips):
+            for other, flow, motion in (
+                (-1, clip.flow_t2hw, clip.motion_thw),
+                (1, clip.flow_forward_t2hw, clip.motion_forward_thw),
+            ):
+                expected = flow_of_still_points(clip, other)
+                still = (~motion)[:, None] & np.isfinite(expected) & np.isfinite(flow)
+                error = np.abs(np.where(still, flow - expected, 0)) / (1 + np.abs(expected))
+                assert still.sum() > 1000
+                assert np.nanmax(error) < 0.05  # float16 depth and flow
+
+    @pytest.mark.parametrize("name", ["mirrored", "reversed", "both"])
+    def test_what_moves_is_what_departs_from_that_flow(self, clips: list[Clip], name: str) -> None:
+        clip = changed(clips[0])[name]
+        apart = np.abs(clip.flow_t2hw - flow_of_still_points(clip, -1)).max(axis=1) > 0.5
+        assert apart[1:].any()
+        assert clip.motion_thw[1:][apart[1:]].all()
+
+    def test_a_reversed_scene_moves_where_the_truth_of_reversed_times_says(self) -> None:
+        scene = make_scene("train", 0, 1)
+        seconds = sampled_seconds(scene, TINY.num_frames)
+        clip = render_clip("train", 0, 1, TINY.num_frames, SIZE).reversed()
+        _, truth = film(scene, seconds[::-1], SIZE, SIZE, visibility=False)
+        np.testing.assert_array_equal(clip.motion_thw, truth.motion_thw)
+        np.testing.assert_array_equal(clip.flow_t2hw, truth.flow_thw2.astype(np.float16).transpose(0, 3, 1, 2))
+        np.testing.assert_array_equal(clip.depth_thw, truth.depth_thw.astype(np.float16))
+        rays = collate([clip]).rays_b6tyx[0].movedim(0, -1).numpy()
+        np.testing.assert_allclose(rays, truth.camray_tyx6, atol=1e-6)
+
+    def test_mirrored_rays_are_mirrored_lines(self, clips: list[Clip]) -> None:
+        plain = collate([clips[1]]).rays_b6tyx
+        # A mirror turns x of directions; a moment is a cross product, of which it turns y and z.
+        expected = plain.flip(-1) * torch.tensor([-1.0, 1, 1, 1, -1, -1])[None, :, None, None, None]
+        torch.testing.assert_close(collate([clips[1].mirrored()]).rays_b6tyx, expected, atol=1e-6, rtol=0)
+
+    @pytest.mark.parametrize("change", [Clip.mirrored, Clip.reversed])
+    def test_twice_changes_nothing(self, clips: list[Clip], change: object) -> None:
+        assert callable(change)
+        for field in fields(Clip):
+            np.testing.assert_array_equal(
+                getattr(change(change(clips[2])), field.name), getattr(clips[2], field.name), err_msg=field.name
+            )
+
+    def test_colours_change_frames_only_and_stay_in_range(self, clips: list[Clip]) -> None:
+        for seed in range(20):
+            clip, frames = augmented(clips[0], np.random.default_rng(seed))
+            assert frames.shape == clip.frames_thwc.shape
+            assert frames.dtype == np.float32
+            assert frames.min() >= 0
+            assert frames.max() <= 1.001
+            assert any(clip.depth_thw.tobytes() == each.depth_thw.tobytes() for each in changed(clips[0]).values())
+
+
+class TestClipRing:
+    def test_the_newest_clips_stand_over_the_oldest(self, clips: list[Clip], tmp_path: Path) -> None:
+        ring = ClipRing.open(tmp_path, 2, TINY.num_frames, SIZE)
+        assert len(ring.filled()) == 0
+        for index, clip in enumerate(clips):
+            ring.write(index, clip)
+        again = ClipRing.open(tmp_path, 2, TINY.num_frames, SIZE)
+        assert again.next_index() == 3
+        found = again.read(0)
+        assert found is not None
+        np.testing.assert_array_equal(found.flow_t2hw, clips[2].flow_t2hw)
+
+    def test_a_clip_that_is_being_written_is_not_read(
+        self, clips: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ring = ClipRing.open(tmp_path, 2, TINY.num_frames, SIZE)
+        ring.write(0, clips[0])
+        half = replace(clips[1])
+        object.__delattr__(half, "intrinsics_33")
+        with pytest.raises(AttributeError, match="intrinsics_33"):
+            ring.write(2, half)  # dies on the way, in slot 0
+        assert ring.read(0) is None
+
+    def test_a_ring_of_another_size_is_refused(self, tmp_path: Path) -> None:
+        ClipRing.open(tmp_path, 2, TINY.num_frames, SIZE)
+        with pytest.raises(RequestError, match="delete"):
+            ClipRing.open(tmp_path, 3, TINY.num_frames, SIZE)
+
+
+class TestLosses:
+    def test_the_truth_itself_costs_almost_nothing_and_scores_best(self, clips: list[Clip]) -> None:
+        batch = collate(clips)
+        perfect = {
+            "depth": batch.depth_b1thw.nan_to_num(1.0),
+            "flow": batch.flow_b2thw.nan_to_num(0.0),
+            "motion": 40 * (batch.motion_b1thw - 0.5),
+            "camray": batch.rays_b6tyx,
+        }
+        assert {name: round(value.item(), 3) for name, value in losses(perfect, batch).items()} == dict.fromkeys(
+            losses(perfect, batch), 0.0
+        )
+
+    def test_a_turned_and_moved_camera_costs_its_angle_and_its_way(self, clips: list[Clip]) -> None:
+        batch = collate(clips[:1])
+        angle, moved = 0.01, torch.tensor([0.1, -0.2, 0.05])
+        turn = torch.tensor([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]).float()
+        direction, moment = batch.rays_b6tyx.split(3, dim=1)
+        moment = moment + torch.linalg.cross(moved[None, :, None, None, None].expand_as(direction), direction, dim=1)
+        rays = torch.cat([torch.einsum("ij,bjtyx->bityx", turn, direction), moment], dim=1)
+        found = camray_losses(rays, batch)
+        assert found["rotation"].item() == pytest.approx(angle / 2, rel=0.05)  # two of four lags reach back to frame 0
+        rotation, centre = cameras_from_rays(torch.cat([direction, moment], dim=1))
+        torch.testing.assert_close(centre.float() - batch.origin_bt3, moved.expand_as(batch.origin_bt3))
+        expected, _ = cameras_from_rays(batch.rays_b6tyx)
+        torch.testing.assert_close(rotation, expected)
+
+    def test_losses_fall_on_one_repeated_batch(self, clips: list[Clip], tmp_path: Path) -> None:
+        trainer = start(tmp_path, OPTIONS, init=None, config=TINY)
+        trainer.elapsed_seconds = 5.0  # past the warm-up
+        batch = collate(clips)
+        seen = [trainer.step(batch) for _ in range(25)]
+        for name in ("depth", "flow_log", "flow", "motion", "motion_iou"):
+            assert seen[-1][name] < 0.97 * seen[0][name], name
+
+    def test_a_loss_that_is_not_finite_stops_before_it_spoils_the_weights(
+        self, clips: list[Clip], tmp_path: Path
+    ) -> None:
+        trainer = start(tmp_path, OPTIONS, init=None, config=TINY)
+        batch = collate(clips)
+        batch.pixels_bcthw[0, 0, 0, 0, 0] = torch.nan
+        with pytest.raises(FloatingPointError, match="go on from the checkpoint"):
+            trainer.step(batch)
+        assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
+
+
+class TestEvaluation:
+    def test_a_perfect_model_reaches_perfect_figures(self, clips: list[Clip], monkeypatch: pytest.MonkeyPatch) -> None:
+        batch = collate(clips)
+        maps = {
+            "depth": batch.depth_b1thw,
+            "flow": batch.flow_b2thw,
+            "motion": batch.motion_b1thw - 0.5,
+            "camray": batch.rays_b6tyx,
+        }
+        monkeypatch.setattr("teachers.l4p.train.predict", lambda *_: maps)
+        figures = evaluate(L4P(TINY), [batch])
+        expected = {"abs_rel": 0.0, "delta1": 1.0, "epe": 0.0, "motion_iou": 1.0, "epe_of_zero": 0.0}
+        expected |= {"rotation_auc15": 1.0, "translation_auc15": 1.0}
+        assert figures == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    trainer = start(folder, replace(OPTIONS, minutes=1e-4), init=None, config=TINY)
+    assert train(folder, trainer)["epe"] > 0  # the first step is over the time
+    return folder
+
+
+class TestRun:
+    def test_it_leaves_a_folder_that_the_teacher_runs(self, out: Path) -> None:
+        teacher = L4PTeacher.from_spec(str(out / "model"), {})
+        geometry = FrameGeometry(num_frames=8, height=SIZE, width=SIZE)
+        teacher.setup("cpu")
+        frames = np.zeros((1, 8, SIZE, SIZE, 3), np.uint8)
+        batch = FrameBatch(clip_ids=("c",), frames_bthwc=frames, time_seconds_bt=np.arange(8.0)[None])
+        check_predictions(teacher.predict(batch), batch, teacher.targets(geometry))
+        assert L4P.from_pretrained(out / "model").dtype == torch.float16
+
+    def test_the_curve_has_a_line_per_evaluation(self, out: Path) -> None:
+        rows = list(csv.DictReader((out / CURVE_FILE).read_text().splitlines()))
+        assert [row["step"] for row in rows] == ["1"]
+        assert {"abs_rel", "delta1", "epe_of_zero", "motion_iou", "rotation_auc15"} <= set(rows[0])
+
+    def test_a_second_start_is_refused_and_resume_goes_on(self, out: Path) -> None:
+        with pytest.raises(RequestError, match="--resume"):
+            start(out, OPTIONS, init=None, config=TINY)
+        trainer = resume(out, OPTIONS, minutes=1e-4)
+        assert (trainer.num_steps, trainer.fraction) == (1, 0.0)
+        train(out, trainer)
+        again = resume(out, OPTIONS, minutes=None)
+        assert (again.num_steps, again.next_index >= 2) == (2, True)
+        for name, tensor in again.model.state_dict().items():
+            torch.testing.assert_close(tensor, trainer.model.state_dict()[name], rtol=0, atol=0, msg=name)
+
+    def test_resume_without_a_run_says_so(self, tmp_path: Path) -> None:
+        with pytest.raises(RequestError, match="nothing to resume"):
+            resume(tmp_path, OPTIONS, minutes=None)
+
+    def test_init_starts_from_a_folders_weights(self, out: Path, tmp_path: Path) -> None:
+        trainer = start(tmp_path, OPTIONS, init=out / "model")
+        shipped = L4P.from_pretrained(out / "model").state_dict()
+        for name, tensor in trainer.model.state_dict().items():
+            torch.testing.assert_close(tensor, shipped[name].float(), rtol=0, atol=0)
+
+    def test_a_resumed_step_equals_the_step_of_a_run_that_never_stopped(
+        self, clips: list[Clip], tmp_path: Path
+    ) -> None:
+        batch = collate(clips)
+        whole = start(tmp_path, OPTIONS, init=None, config=TINY)
+        whole.elapsed_seconds = 5.0
+        whole.step(batch)
+        whole.save(tmp_path)
+        parted = Trainer.load(tmp_path, OPTIONS)
+        assert parted.step(batch) == whole.step(batch)
+        assert torch.load(tmp_path / CHECKPOINT_FILE, weights_only=True)["num_steps"] == 1
+        for mine, other in zip(whole.mean.parameters(), parted.mean.parameters(), strict=True):
+            torch.testing.assert_close(mine, other, rtol=0, atol=0)
+
+    @pytest.mark.parametrize("patch_size", [8, 24])
+    def test_gradients_in_bfloat16_are_near_those_in_float32(self, patch_size: int) -> None:
+        config = replace(MINI, num_layers=4, taps=(1, 2, 3, 4), image_size=48, patch_size=patch_size)
+        model = fresh_model(config, seed=0).train()
+        batch = collate([render_clip("train", 0, 0, 16, 48)])
+
+        def gradient(maps: dict[Modality, Tensor]) -> Tensor:
+            model.zero_grad()
+            found = losses(maps, batch)
+            torch.autograd.backward(sum((WEIGHTS[name] * found[name] for name in found), torch.zeros(())))
+            return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+        rough, exact = gradient(predict(model, batch.pixels_bcthw)), gradient(model(batch.pixels_bcthw).maps)
+        assert (rough - exact).norm() < 0.03 * exact.norm()
