@@ -1,0 +1,385 @@
+"""Conversations joined with the clips of a cache, read as samples: frames at the cached times, and the targets.
+
+Clips are joined by id and clock. By id: a conversation's video names a clip (docs/training-data.md has the rules). By
+clock: the frames are decoded again, and their presentation times must be those that the cache recorded, to the bit.
+
+Shape suffixes: `t` frames, `h w` pixels, `c` channels (RGB).
+"""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch.utils.data import Dataset
+
+from p4dprep.cache import Cache, Group
+from p4dprep.errors import MissingDataError, RequestError, VideoError
+from p4dprep.storage import redact
+from p4dprep.video import Decoder, local_copy
+from student.conversations import Conversation, Conversations, OnProblem, Report
+from student.order import SampleKey, mixed
+from student.regions import RegionPrompt, mark_regions, region_text
+from student.samples import StudentSample, Turn
+from student.targets import CachedTarget, TargetBatch, cached_targets, check_flip, flip_x, stack_targets
+
+_LOG = logging.getLogger(__name__)
+_IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+_MAX_IMAGE_PIXELS = 2**26
+_FLIP_WORD = 0xF11B
+_NO_CLIP = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """How samples are read.
+
+    Attributes:
+        targets: arrays to read from the cache, `<group>_<target>`; none for SFT alone.
+        media_folder: where the conversations' media lie; None reads clips from the places the cache recorded.
+        on_problem: `stop` raises at a clip without its targets or with other frame times, at media that cannot be
+            read and at a broken record; `leave out` reports and goes on. A damaged cache always stops.
+        frame_size: height and width of the student's frames; None takes the teacher's.
+        regions: how regions are shown.
+        flip: mirror every second sample, chosen anew each epoch. Samples with text are never mirrored, since what
+            they say of left and right would be wrong.
+        seed: of the augmentation.
+    """
+
+    targets: tuple[str, ...] = ()
+    media_folder: str | None = None
+    on_problem: OnProblem = "stop"
+    frame_size: tuple[int, int] | None = None
+    regions: RegionPrompt = "both"
+    flip: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.on_problem not in get_args(OnProblem) or self.regions not in get_args(RegionPrompt) or self.seed < 0:
+            raise RequestError(
+                f"on_problem must be one of {get_args(OnProblem)}, regions of {get_args(RegionPrompt)}, "
+                f"seed at least 0, not {self.on_problem!r}, {self.regions!r}, {self.seed}"
+            )
+        if len(set(self.targets)) != len(self.targets):
+            raise RequestError(f"a target stands twice in {self.targets}")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingSample:
+    """One conversation, its media and its clip's targets.
+
+    Attributes:
+        sample: what the student sees.
+        clip_id: whose targets they are; None for still images.
+        targets: array name to physical values of the spec's shape; empty for still images.
+    """
+
+    sample: StudentSample
+    clip_id: str | None
+    targets: Mapping[str, NDArray[Any]]
+
+
+def collate(samples: Sequence[TrainingSample]) -> tuple[tuple[StudentSample, ...], TargetBatch]:
+    """A batch: the samples for the student's encoder, and their targets. Pass it to a DataLoader as `collate_fn`."""
+    ids = [item.sample.id for item in samples]
+    targets = stack_targets(ids, [item.clip_id for item in samples], [item.targets for item in samples])
+    return tuple(item.sample for item in samples), targets
+
+
+class TrainingData(Dataset[TrainingSample]):
+    """Samples by `SampleKey`. Each process that reads from it opens cache and decoder for itself.
+
+    Args:
+        cache: whose clips and targets are read.
+        conversations: what is said; None gives every clip without text, for distillation alone.
+        config: how.
+        report: takes what is left out now; what cannot be read later is logged.
+
+    Raises:
+        RequestError: an unknown target, one that allows no flip, or nothing is left to train on; and what is left out,
+            if problems stop the run.
+    """
+
+    def __init__(self, cache: Cache, conversations: Conversations | None, config: DataConfig, report: Report) -> None:
+        self.config = config
+        self._url, self._storage_options = cache.store.url, cache.store.storage_options
+        known = cached_targets(cache)
+        for name in config.targets:
+            if name not in known:
+                raise RequestError(f"{cache.store.url} has no target {name!r}; it has {sorted(known)}")
+        self.targets: dict[str, CachedTarget] = {name: known[name] for name in config.targets}
+        for target in self.targets.values() if config.flip else ():
+            check_flip(target.spec)
+        self._conversations = conversations
+        self._clips = cache.clips().select(["id", "uri", "start_seconds", "end_seconds"]).combine_chunks()
+        self._groups = sorted({target.group for target in self.targets.values()}) or list(cache.groups())[:1]
+        self.clip_of_row = self._join(cache, report)
+        self.conversation_of_row = np.flatnonzero(self.clip_of_row != _LEFT_OUT)
+        self.clip_of_row = self.clip_of_row[self.conversation_of_row]
+        report.num_used = len(self)
+        if not len(self):
+            raise RequestError(f"{cache.store.url}: nothing is left to train on; {report}")
+        self._reader: _Reader | None = None
+
+    def __len__(self) -> int:
+        return len(self.clip_of_row)
+
+    def _join(self, cache: Cache, report: Report) -> NDArray[np.int64]:
+        """The clip of every conversation; `_NO_CLIP` for still images, `_LEFT_OUT` for what cannot be used."""
+        usable = np.ones(self._clips.num_rows, bool)
+        for name in self._groups:
+            usable &= cache.group(name).states().ok
+        if self._conversations is None:
+            clips = np.arange(len(usable))
+        else:
+            clips = join(self._conversations, self._clips, self.config.media_folder, report)
+        for row in np.flatnonzero((clips >= 0) & ~usable[clips]).tolist():
+            clip = self._clips.column("id")[int(clips[row])].as_py()
+            report.leave_out("without targets", f"clip {clip} lacks targets of {', '.join(self._groups)}")
+            clips[row] = _LEFT_OUT
+        return clips
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_reader": None}
+
+    def __getitem__(self, key: SampleKey) -> TrainingSample:
+        """A sample; where it cannot be read and problems do not stop the run, the next one that can.
+
+        Raises:
+            RequestError: it cannot be read, and that stops the run; or no sample can.
+            CorruptDataError: the cache is damaged.
+            StorageError: a bucket failed after the retries.
+        """
+        for step in range(len(self)):
+            row = (key.row + step) % len(self)
+            try:
+                return self._read(SampleKey(key.epoch, row))
+            except (VideoError, MissingDataError, _UnreadableError) as error:
+                message = f"{self._name(row)}: {error}"
+                if self.config.on_problem == "stop":
+                    raise RequestError(f"{message}; mend it, or ask for such clips to be left out") from None
+                _LOG.warning("left out: %s", message)
+        raise RequestError(f"none of {len(self)} samples can be read; the log says why")
+
+    def _name(self, row: int) -> str:
+        clip = int(self.clip_of_row[row])
+        return f"clip {self._clips.column('id')[clip].as_py()}" if clip >= 0 else f"sample {self._conversation(row).id}"
+
+    def _conversation(self, row: int) -> Conversation:
+        number, clip = int(self.conversation_of_row[row]), int(self.clip_of_row[row])
+        if self._conversations is None:
+            return Conversation(id=self._clips.column("id")[clip].as_py(), turns=())
+        return self._conversations[number]
+
+    def _read(self, key: SampleKey) -> TrainingSample:
+        talk, clip = self._conversation(key.row), int(self.clip_of_row[key.row])
+        if clip == _NO_CLIP:
+            images = tuple(self._image(path) for path in talk.images)
+            return self._told(talk, StudentSample(id=talk.id, images_hwc=images), None, {})
+        clip_id = self._clips.column("id")[clip].as_py()
+        frames, seconds = self._frames(talk, clip)
+        targets = {name: self._open().read(target, clip) for name, target in self.targets.items()}
+        if self.config.flip and not talk.turns and mixed(self.config.seed, _FLIP_WORD, *key)[0] & np.uint64(1):
+            frames = np.ascontiguousarray(frames[:, :, ::-1])
+            targets = {name: flip_x(values, self.targets[name].spec) for name, values in targets.items()}
+        sample = StudentSample(id=talk.id, frames_thwc=frames, time_seconds=seconds)
+        return self._told(talk, sample, clip_id, targets)
+
+    def _frames(self, talk: Conversation, clip: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        row = {name: self._clips.column(name)[clip].as_py() for name in self._clips.column_names}
+        folder, place = self.config.media_folder, row["uri"]
+        if folder is not None and talk.video is not None:
+            place = safe_path(folder, talk.video)
+        return self._open().frames(place, clip, row["start_seconds"], row["end_seconds"])
+
+    def _told(
+        self, talk: Conversation, sample: StudentSample, clip_id: str | None, targets: Mapping[str, NDArray[Any]]
+    ) -> TrainingSample:
+        """The sample with its text, and its regions shown."""
+        turns = talk.turns
+        if talk.regions:
+            turns = (Turn(role="user", text=f"{self._region_text(talk)}\n{turns[0].text}"), *turns[1:])
+            if self.config.regions != "boxes":
+                sample = _marked(sample, talk)
+        return TrainingSample(sample=replace(sample, conversation=turns), clip_id=clip_id, targets=targets)
+
+    def _region_text(self, talk: Conversation) -> str:
+        if talk.video is not None and self._open().cache.sampling.resize == "pad":
+            raise RequestError(
+                f"{talk.id} has regions, but the cache's frames are padded; extract with --resize squash"
+            )
+        return region_text(talk.regions, self.config.regions)
+
+    def _image(self, path: str) -> NDArray[np.uint8]:
+        if self.config.media_folder is None:
+            raise RequestError(f"image {path} needs a media folder")
+        return read_image(safe_path(self.config.media_folder, path))
+
+    def _open(self) -> "_Reader":
+        """This process's reader: neither a decoder's pipes nor a bucket's connections survive a fork."""
+        if self._reader is None or self._reader.pid != os.getpid():
+            cache = Cache.open(self._url, self._storage_options)
+            self._reader = _Reader(cache, cache.group(self._groups[0]), self.config.frame_size)
+        return self._reader
+
+    def close(self) -> None:
+        """End this process's decoder. Reading again starts another one."""
+        if self._reader is not None and self._reader.pid == os.getpid():
+            self._reader.decoder.close()
+        self._reader = None
+
+
+_LEFT_OUT = -2
+
+
+class _UnreadableError(ValueError):
+    """Media that cannot be read; the message says why."""
+
+
+class _Reader:
+    """One process's open cache and decoder."""
+
+    def __init__(self, cache: Cache, clock: Group, frame_size: tuple[int, int] | None) -> None:
+        self.pid, self.cache, self.clock, self.decoder = os.getpid(), cache, clock, Decoder()
+        height, width = frame_size or (cache.sampling.height, cache.sampling.width)
+        self.sampling = replace(cache.sampling, height=height, width=width)
+
+    def read(self, target: CachedTarget, clip: int) -> NDArray[Any]:
+        return self.cache.group(target.group).read(clip, target.spec.name)
+
+    def frames(
+        self, place: str, clip: int, start_seconds: float | None, end_seconds: float | None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        """The clip's frames and their times, which must be the cached ones."""
+        if "://" in place and not place.startswith(("file://", "local://")):
+            with local_copy(place, self.cache.store.storage_options) as video:
+                found = self.decoder.read(video.path, self.sampling, start_seconds, end_seconds)
+        else:
+            path = place.removeprefix("file://").removeprefix("local://")
+            found = self.decoder.read(path, self.sampling, start_seconds, end_seconds)
+        cached = self.clock.read_time(clip)
+        if not np.array_equal(found.time_seconds_t, cached):
+            where = int(np.flatnonzero(found.time_seconds_t != cached)[0])
+            raise VideoError(
+                "source_changed",
+                f"frame {where} of {redact(place)} is at {found.time_seconds_t[where]:.6f} s, "
+                f"the teacher saw it at {cached[where]:.6f} s: another video, or decoded otherwise",
+            )
+        return found.frames_thwc, found.time_seconds_t
+
+
+def _marked(sample: StudentSample, talk: Conversation) -> StudentSample:
+    """Marks on the first frame, or on the first image."""
+    if sample.frames_thwc is None:
+        first, *others = sample.images_hwc
+        return replace(sample, images_hwc=(mark_regions(first, talk.regions), *others))
+    frames = sample.frames_thwc.copy()
+    frames[0] = mark_regions(frames[0], talk.regions)
+    return replace(sample, frames_thwc=frames)
+
+
+def join(conversations: Conversations, clips: pa.Table, media_folder: str | None, report: Report) -> NDArray[np.int64]:
+    """The clip of every conversation, as an index into `clips`; -1 for still images, -2 for what is left out.
+
+    A conversation's `clip` is a clip's id. Without one, its video is a clip's id, or the end of the uri of exactly one
+    clip, whole path parts only; of several, the one that lies in the media folder.
+
+    Args:
+        conversations: (n) of them.
+        clips: columns id and uri.
+        media_folder: where the conversations' media lie, if known.
+        report: takes conversations whose clip is unknown or one of several.
+
+    Raises:
+        RequestError: such a conversation, if problems stop the run.
+    """
+    table = conversations.table
+    finder = _ClipFinder(clips, table, media_folder)
+    found = np.full(table.num_rows, _NO_CLIP, np.int64)
+    wanted = table.select(["video", "clip"]).to_batches()
+    keys = [key for batch in wanted for key in zip(*(column.to_pylist() for column in batch.columns), strict=True)]
+    for row, (video, clip) in enumerate(keys):
+        if video is None:
+            continue
+        index, reason = finder.find(video, clip)
+        found[row] = index
+        if reason:
+            name = table.column("id")[row].as_py()
+            report.leave_out(reason, f"conversation {name}: video {video!r} {reason}")
+            found[row] = _LEFT_OUT
+    return found
+
+
+class _ClipFinder:
+    """Clips by id, or by the end of their uri; only those that some conversation could mean are kept."""
+
+    def __init__(self, clips: pa.Table, conversations: pa.Table, media_folder: str | None) -> None:
+        self._folder = media_folder
+        videos = pc.unique(conversations.column("video").combine_chunks()).drop_null()
+        named = pc.unique(conversations.column("clip").combine_chunks()).drop_null()
+        names = pc.replace_substring_regex(videos, r"^.*/", "")
+        ids = clips.column("id")
+        endings = pc.replace_substring_regex(clips.column("uri"), r"^.*/", "")
+        is_id = pc.or_(pc.is_in(ids, videos), pc.is_in(ids, named))
+        self._by_id, self._by_name = {}, {}  # type: dict[str, int], dict[str, list[tuple[str, int]]]
+        for index in np.flatnonzero(is_id.to_numpy()).tolist():
+            self._by_id[ids[index].as_py()] = index
+        for index in np.flatnonzero(pc.is_in(endings, names).to_numpy()).tolist():
+            self._by_name.setdefault(endings[index].as_py(), []).append((clips.column("uri")[index].as_py(), index))
+        self._known: dict[tuple[str, str | None], tuple[int, str]] = {}
+
+    def find(self, video: str, clip: str | None) -> tuple[int, str]:
+        """Index and "", or anything and why there is none."""
+        if (video, clip) not in self._known:
+            self._known[video, clip] = self._find(video, clip)
+        return self._known[video, clip]
+
+    def _find(self, video: str, clip: str | None) -> tuple[int, str]:
+        candidates = [index for uri, index in self._candidates(video)]
+        if clip is not None:
+            index = self._by_id.get(clip, _LEFT_OUT)
+            is_of_video = index in candidates or clip == video
+            return index, "" if index >= 0 and is_of_video else "has no such clip in the cache"
+        if video in self._by_id:
+            return self._by_id[video], ""
+        if not candidates:
+            return _LEFT_OUT, "is no clip of the cache"
+        return candidates[0], "" if len(candidates) == 1 else "fits several clips; name one in `clip`"
+
+    def _candidates(self, video: str) -> list[tuple[str, int]]:
+        found = self._by_name.get(video.rsplit("/", 1)[-1], [])
+        found = [(uri, index) for uri, index in found if uri == video or uri.endswith(f"/{video}")]
+        if len(found) > 1 and self._folder is not None:
+            path = os.path.realpath(os.path.join(self._folder, video))
+            found = [(uri, index) for uri, index in found if os.path.realpath(uri) == path] or found
+        return found
+
+
+def safe_path(folder: str, path: str) -> str:
+    """The file that a path under a folder means, links followed.
+
+    Raises:
+        RequestError: it lies outside the folder.
+    """
+    root = os.path.realpath(folder)
+    found = os.path.realpath(os.path.join(root, path))
+    if os.path.commonpath([root, found]) != root:
+        raise RequestError(f"media path {path!r} leaves the media folder {folder}; media must lie inside it")
+    return found
+
+
+def read_image(path: str) -> NDArray[np.uint8]:
+    """A still image upright, uint8 RGB (h, w, 3)."""
+    try:
+        with Image.open(path, formats=_IMAGE_FORMATS) as image:
+            if image.width * image.height > _MAX_IMAGE_PIXELS:
+                raise _UnreadableError(f"{path} has {image.width} x {image.height} pixels, over {_MAX_IMAGE_PIXELS}")
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
+        raise _UnreadableError(f"{path} is no image that can be read: {error}") from None
