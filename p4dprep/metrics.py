@@ -336,7 +336,7 @@ def camera_scores(predicted_t44: Floats, truth_t44: Floats) -> Scores:
     ours, true = (pose[first] @ np.linalg.inv(pose[second]) for pose in (predicted, truth))
     turn_p = rotation_angles(ours[:, :3, :3], true[:, :3, :3])
     directed = np.linalg.norm(true[:, :3, 3], axis=-1) >= MIN_TRANSLATION
-    signed_p = vector_angles(ours[directed, :3, 3], true[directed, :3, 3])
+    signed_p = vector_angles(_moves(ours[directed, :3, 3]), true[directed, :3, 3])
     shift_p = np.minimum(signed_p, 180 - signed_p)
     scores["rotation_degrees"] = _mean(turn_p[first == 0])
     scores["translation_degrees"] = _mean(signed_p)
@@ -345,6 +345,11 @@ def camera_scores(predicted_t44: Floats, truth_t44: Floats) -> Scores:
     for prefix, error_p in (("rotation_auc", turn_p), ("translation_auc", shift_p), ("auc", both_p)):
         scores |= {f"{prefix}{degrees}": _mean(_under(error_p, degrees)) for degrees in AUC_DEGREES}
     return scores
+
+
+def _moves(shift_p3: Floats) -> Floats:
+    """Translations, those that are only rounding set to 0."""
+    return np.where(np.linalg.norm(shift_p3, axis=-1, keepdims=True) < 1e-9, 0.0, shift_p3)
 
 
 def _trajectory_scores(predicted_t44: Floats, truth_t44: Floats) -> dict[str, Ratio]:
