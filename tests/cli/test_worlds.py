@@ -1,5 +1,6 @@
 """`p4dprep worlds` through the real entry point: from nothing to a verified cache of truth, resumed, and killed."""
 
+import json
 import signal
 import subprocess
 import time
@@ -11,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
+from cli.app import main
 from p4dprep import cache as caches
 from p4dprep.cache import Cache
 from p4dprep.corpus import Sampling
@@ -19,7 +21,6 @@ from p4dprep.worlds.questions import CATEGORIES
 from p4dprep.worlds.scene import Scene
 from p4dprep.worlds.truth import truth
 from p4dprep.worlds.write import Recipe, presentation_seconds
-from tests.cli.test_extract import stderr_of_wrong_request
 from tests.e2e.commands import P4DPREP, run_json
 
 NUM_CLIPS = 3
@@ -60,11 +61,15 @@ def test_it_ends_with_videos_lists_and_a_verified_cache_of_the_truth(made: tuple
 
 
 def test_the_same_command_again_renders_and_extracts_nothing(
-    made: tuple[Path, dict[str, Any]], ray_address: str
+    made: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, before = made
     written = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
-    report = run_json("worlds", out, *WORLDS, *TRUTH, "--num-clips", NUM_CLIPS, "--address", ray_address)
+    arguments = ("worlds", out, *WORLDS, *TRUTH, "--num-clips", NUM_CLIPS, "--json")
+    monkeypatch.setattr("sys.argv", ["p4dprep", *map(str, arguments)])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main()
+    report = json.loads(capsys.readouterr().out)
     assert (report["num_rendered"], report["truth"]["skipped"]) == (0, NUM_CLIPS)
     assert report["num_questions"] == before["num_questions"]
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == written
@@ -80,13 +85,22 @@ def test_the_same_command_again_renders_and_extracts_nothing(
     ],
 )
 def test_a_wrong_request_is_one_line_and_nothing_is_done(
-    made: tuple[Path, dict[str, Any]], arguments: tuple[str, ...], message: str
+    made: tuple[Path, dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[object, ...],
+    message: str,
 ) -> None:
-    line = stderr_of_wrong_request("worlds", made[0], "--num-clips", NUM_CLIPS + 1, *arguments)
-    assert message in line
-    assert line.startswith("p4dprep: ")
-    assert line.count("\n") == 1
-    assert len(list((made[0] / "videos").iterdir())) == NUM_CLIPS
+    out, _ = made
+    monkeypatch.setattr("sys.argv", ["p4dprep", *map(str, ("worlds", out, "--num-clips", NUM_CLIPS + 1, *arguments))])
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main()
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert message in printed.err
+    assert printed.err.startswith("p4dprep: ")
+    assert printed.err.count("\n") == 1
+    assert len(list((out / "videos").iterdir())) == NUM_CLIPS
 
 
 def wait_until(is_so: Callable[[], bool], timeout_seconds: float = 120) -> None:
