@@ -38,12 +38,14 @@ _ROLES = ("user\n", "assistant\n")
 
 _TEXT_WIDTH = 96
 _VISION_WIDTH = 64
-_PATCH = 8
-_SIDE = 64
+_PATCH = 6
+_SIDE = 96
 
 
 def new_student(folder: str | os.PathLike[str], texts: Sequence[str], *, size: str = "tiny", seed: int = 0) -> Path:
-    """Write a random Qwen2.5-VL for small clips: about 0.5 M parameters, 4 x 4 cells for every two frames.
+    """Write a random Qwen2.5-VL for small clips: about 0.5 M parameters.
+
+    Square frames come to 96 x 96 pixels and give 8 x 8 cells for every two frames, as `l4p:mini` has.
 
     Args:
         folder: where it goes; must not exist or be empty.

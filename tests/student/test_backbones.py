@@ -16,10 +16,10 @@ from torch import Tensor
 
 from p4dprep.errors import RequestError
 from student.backbones import FAMILIES, Backbone, StudentBatch, StudentSample, Turn, load
+from student.new import new_student
 from student.tpe import timestamp_encoding
-from tests.student.tiny_students import CELLS, SIDE, WRITERS
+from tests.student.tiny_students import CELLS, SIDE, TEXTS, WRITERS
 
-CELL = SIDE // CELLS
 ANSWERS = ("It is 2.5 metres away.", "the left one")
 
 
@@ -87,10 +87,14 @@ def hidden_states(student: Backbone, batch: StudentBatch) -> list[Tensor]:
 
 
 class BackboneContract:
-    """Subclass and give `family`, and `frames_a_step` if the tower merges frames."""
+    """Subclass and give `family`, `frames_a_step` if the tower merges frames, and the model's sizes if they differ."""
 
     family: ClassVar[str]
     frames_a_step: ClassVar[int] = 1
+    side: ClassVar[int] = SIDE
+    cells: ClassVar[int] = CELLS
+    width: ClassVar[int] = 32
+    num_layers: ClassVar[int] = 3
     mixes_lengths: ClassVar[bool] = True
 
     @pytest.fixture(scope="class")
@@ -108,7 +112,7 @@ class BackboneContract:
     def test_it_loads_from_disk_and_knows_its_parts(self, student: Backbone, folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
         assert student.family == config["model_type"] == self.family
-        assert (student.hidden_size, student.num_layers) == (32, 3)
+        assert (student.hidden_size, student.num_layers) == (self.width, self.num_layers)
         parts = {student.adapter.part_of(name) for name, _ in student.model.named_parameters()}
         assert parts == {"vision_tower", "projector", "llm"}
         for module, part in ((student.projector, "projector"), (student.llm, "llm")):
@@ -122,7 +126,7 @@ class BackboneContract:
         assert tokens is not None
         size = self.frames_a_step
         assert tokens.frame_spans == tuple((first, min(first + size, 5)) for first in range(0, 5, size))
-        assert tokens.positions_tyx.shape == (len(tokens.frame_spans), CELLS, CELLS)
+        assert tokens.positions_tyx.shape == (len(tokens.frame_spans), self.cells, self.cells)
         placed = batch.inputs["input_ids"][0, tokens.positions_tyx]
         assert (placed == student.adapter.video_token_id).all()
         assert tokens.positions_tyx.unique().numel() == tokens.positions_tyx.numel()
@@ -142,21 +146,19 @@ class BackboneContract:
             assert changed == [[1, place] for place in tokens.positions_tyx[frame // self.frames_a_step].flatten()]
 
     def test_painting_one_cell_changes_its_own_token_most(self, student: Backbone) -> None:
-        frames, step = noise(4, SIDE, SIDE), 4 // self.frames_a_step - 1
-        cells = [(row, column) for row in range(CELLS) for column in range(CELLS)]
+        frames, step, size = noise(4, self.side, self.side), 4 // self.frames_a_step - 1, self.side // self.cells
+        cells = [(row, column) for row in range(self.cells) for column in range(self.cells)]
         painted = [frames.copy() for _ in cells]
         for copy, (row, column) in zip(painted, cells, strict=True):
-            place = np.s_[
-                step * self.frames_a_step :, row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL
-            ]
-            copy[place] = 255 - copy[place]
+            cell = copy[step * self.frames_a_step :, row * size :, column * size :][:, :size, :size]
+            np.subtract(255, cell, out=cell)
         batch = student.encode([showing(each) for each in (frames, *painted)])
         read = embeddings(student, batch)
-        for sample, cell in enumerate(cells, start=1):
+        for sample, place in enumerate(cells, start=1):
             tokens = batch.video_tokens[sample]
             assert tokens is not None
             change = (read[sample] - read[0])[tokens.positions_tyx].norm(dim=-1)
-            assert np.unravel_index(int(change.argmax()), change.shape) == (step, *cell)
+            assert np.unravel_index(int(change.argmax()), change.shape) == (step, *place)
 
     def test_tpe_is_added_to_the_vision_features_before_the_projector(self, student: Backbone) -> None:
         sample = video(5)
@@ -250,8 +252,10 @@ class BackboneContract:
             torch.testing.assert_close(student.forward(batch, layer=layer).hidden_bsc, everything[layer])
 
     def test_a_layer_that_does_not_exist_is_refused(self, student: Backbone) -> None:
-        with pytest.raises(RequestError, match="layer 4 does not exist; this student has layers 1 to 3"):
-            student.forward(student.encode([video()]), layer=4)
+        with pytest.raises(
+            RequestError, match=rf"layer 9 does not exist; this student has layers 1 to {self.num_layers}"
+        ):
+            student.forward(student.encode([video()]), layer=9)
 
     def test_an_adapter_pickled_into_a_worker_encodes_the_same(self, student: Backbone) -> None:
         samples = [video(conversation=TWO_QUESTIONS), pictures(SIDE)]
@@ -297,6 +301,42 @@ class TestQwen25VL(BackboneContract):
         assert not torch.equal(order, torch.arange(len(order)))
 
 
+class TestEmbeddedStudent(TestQwen25VL):
+    """What `p4dprep student new` makes goes the way of every other model."""
+
+    side = 96
+    cells = 8
+    width = 96
+    num_layers = 4
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def folder(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        return new_student(tmp_path_factory.mktemp("new") / "student", TEXTS)
+
+    def test_the_same_texts_and_seed_give_the_same_bytes(self, folder: Path, tmp_path: Path) -> None:
+        again = new_student(tmp_path / "again", list(reversed(TEXTS)))
+        for file in folder.iterdir():
+            assert (again / file.name).read_bytes() == file.read_bytes()
+        other = new_student(tmp_path / "other", TEXTS, seed=1)
+        assert (other / "model.safetensors").read_bytes() != (folder / "model.safetensors").read_bytes()
+
+    def test_its_tokenizer_writes_known_texts_in_few_tokens_and_any_text_at_all(self, student: Backbone) -> None:
+        tokenizer = student.processor.tokenizer
+        assert len(tokenizer(TEXTS[0])["input_ids"]) <= len(TEXTS[0].split()) + 1
+        for text in (TEXTS[1], "Où est l'éléphant? 象"):
+            assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+    def test_what_cannot_be_made_is_refused(self, folder: Path, tmp_path: Path) -> None:
+        with pytest.raises(RequestError, match="is not an empty folder"):
+            new_student(folder, TEXTS)
+        with pytest.raises(RequestError, match="size 'huge' does not exist; choose one of tiny"):
+            new_student(tmp_path / "new", TEXTS, size="huge")
+        with pytest.raises(RequestError, match="pass the questions and answers"):
+            new_student(tmp_path / "new", [])
+        assert not (tmp_path / "new").exists()
+
+
 class TestQwen3VL(BackboneContract):
     family = "qwen3_vl"
     frames_a_step = 2
@@ -324,7 +364,7 @@ class TestVideoLlama3(BackboneContract):
 
     def test_a_cell_that_stands_still_is_represented_by_its_last_kept_token(self, student: Backbone) -> None:
         frames = np.repeat(noise(1, SIDE, SIDE), 4, axis=0)
-        frames[2:, CELL : 2 * CELL, 3 * CELL :] = 255 - frames[2:, CELL : 2 * CELL, 3 * CELL :]
+        frames[2:, 16:32, 48:] = 255 - frames[2:, 16:32, 48:]
         (tokens,) = student.encode([showing(frames)]).video_tokens
         assert tokens is not None
         first, *_, last = tokens.positions_tyx

@@ -18,7 +18,7 @@ _WIDTH = 32
 _PIXELS = {"shortest_edge": SIDE * SIDE, "longest_edge": 16 * SIDE * SIDE}
 _SQUARE = {"height": SIDE, "width": SIDE}
 
-_TEXTS = ("How far is the red ball?", "It is 2.5 metres away.", "Which one moves?", "the left one", "seconds", "Frame")
+TEXTS = ("How far is the red ball?", "It is 2.5 metres away.", "Which one moves?", "the left one", "seconds", "Frame")
 
 _LLAVA_TEMPLATE = (  # as the published one: a generation prompt that no message begins with
     "{% for message in messages %}<|im_start|>{{ message['role'] }} {% for part in message['content'] %}"
@@ -79,7 +79,7 @@ def write_qwen2_5_vl(folder: Path, seed: int = 0) -> Path:
         Qwen2VLVideoProcessor,
     )
 
-    tokenizer = build_tokenizer(_TEXTS, QWEN_TOKENS)
+    tokenizer = build_tokenizer(TEXTS, QWEN_TOKENS)
     vision = {
         "depth": 2, "hidden_size": _WIDTH, "intermediate_size": 2 * _WIDTH, "num_heads": 2, "patch_size": _PATCH,
         "window_size": 4 * _PATCH, "fullatt_block_indexes": [1], "out_hidden_size": _WIDTH,
@@ -106,7 +106,7 @@ def write_qwen3_vl(folder: Path, seed: int = 0) -> Path:
         Qwen3VLVideoProcessor,
     )
 
-    tokenizer = build_tokenizer(_TEXTS, QWEN_TOKENS)
+    tokenizer = build_tokenizer(TEXTS, QWEN_TOKENS)
     vision = {
         "depth": 2, "hidden_size": _WIDTH, "intermediate_size": 2 * _WIDTH, "num_heads": 2, "patch_size": _PATCH,
         "num_position_embeddings": 64, "deepstack_visual_indexes": [0], "out_hidden_size": _WIDTH,
@@ -138,7 +138,7 @@ def write_smolvlm(folder: Path, seed: int = 0) -> Path:
         "image_token": "<image>", "fake_image_token": "<fake_token_around_image>", "global_image_token": "<global-img>",
         "video_token": "<video>",
     }  # fmt: skip
-    tokenizer = build_tokenizer(_TEXTS, tokens)
+    tokenizer = build_tokenizer(TEXTS, tokens)
     vision = {
         "hidden_size": _WIDTH, "intermediate_size": 2 * _WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2,
         "image_size": SIDE, "patch_size": _PATCH,
@@ -172,7 +172,7 @@ def write_llava_onevision(folder: Path, seed: int = 0) -> Path:
         "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "turn_start_token": "<|im_start|>",
         "image_token": "<image>", "video_token": "<video>",
     }  # fmt: skip
-    tokenizer = build_tokenizer(_TEXTS, tokens)
+    tokenizer = build_tokenizer(TEXTS, tokens)
     vision = {
         "model_type": "siglip_vision_model", "hidden_size": _WIDTH, "intermediate_size": 2 * _WIDTH,
         "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": SIDE, "patch_size": _PATCH,
@@ -210,7 +210,7 @@ def write_internvl(folder: Path, seed: int = 0) -> Path:
         "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
         "video_token": "<video>",
     }  # fmt: skip
-    tokenizer = build_tokenizer(_TEXTS, tokens)
+    tokenizer = build_tokenizer(TEXTS, tokens)
     vision = {
         "hidden_size": _WIDTH, "intermediate_size": 2 * _WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2,
         "image_size": [SIDE, SIDE], "patch_size": [_PATCH, _PATCH], "layer_scale_init_value": 1.0,
@@ -239,7 +239,7 @@ def write_video_llama_3(folder: Path, seed: int = 0) -> Path:
         VideoLlama3VideoProcessor,
     )
 
-    tokenizer = build_tokenizer(_TEXTS, QWEN_TOKENS)
+    tokenizer = build_tokenizer(TEXTS, QWEN_TOKENS)
     vision = {
         "hidden_size": _WIDTH, "intermediate_size": 2 * _WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2,
         "patch_size": _PATCH,
