@@ -196,6 +196,22 @@ def test_an_alignment_that_was_asked_for_is_used(predicted: Cache, truth: Cache)
     assert found.alignment == "median scale"
 
 
+def test_frames_are_pooled_and_after_an_alignment_clips(tmp_path: Path) -> None:
+    short = dict(CLIPS["clip-1"])
+    short["depth"] = short["depth"].copy()
+    short["depth"][1:] = np.nan
+    clips = {"clip-0": CLIPS["clip-0"], "clip-1": short}
+    noisy = {clip_id: prediction(truth) for clip_id, truth in clips.items()}
+    noisy["clip-1"]["depth"][:, ::2] *= 3
+    standard = write_truth(tmp_path / "truth", clips=clips)
+    cache = write_cache(str(tmp_path / "predicted"), "l4p", predicted_specs("depth"), noisy)
+    for alignment, weights in (("none", [4, 1]), ("median scale", [1, 1])):
+        found = evaluate_maps(cache, standard, alignment=alignment).comparisons[0]
+        values = [scores.scores["abs_rel"] for scores in found.clips]
+        assert values[1] > 5 * values[0] + 0.1
+        assert metric(found, "abs_rel").value == pytest.approx(np.average(values, weights=weights))
+
+
 def test_rays_alone_make_a_truth_for_cameras(tmp_path: Path, predicted: Cache) -> None:
     specs = tuple(spec for spec in truth_specs(CLIPS["clip-0"]) if spec.name == "camray")
     rays_only = write_cache(str(tmp_path), "truth", specs, CLIPS)
