@@ -1,7 +1,7 @@
 """What is asked about where things are and how large: R4D-Bench's static categories VG, DM and SR."""
 
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 
@@ -88,7 +88,7 @@ def _slot_of_smallest(values_t: Floats) -> int | None:
 
 
 def _dm_size(view: View) -> Iterator[Query]:
-    for body in filter(view.goes_by_colour, view.measured):  # the others go by a noun, which gives their size away
+    for body in view.measured:
         height = view.scene.bodies[body].size[2]
         texts = ("How tall is <obj_1>, in metres?", "What is the height of <obj_1>, in metres?")
         yield view.query("DM", "dm_height", texts, (body,), f"{number(height)} m", value=(height,))
@@ -101,7 +101,7 @@ def _dm_size(view: View) -> Iterator[Query]:
 
 
 def _dm_distance(view: View) -> Iterator[Query]:
-    for one, other in view.pairs[: len(view.measured)]:
+    for one, other in combinations(view.measured, 2):
         apart = float(np.linalg.norm(view.world_bt3[one, 0] - view.world_bt3[other, 0]))
         texts = (
             "How far apart are the centres of <obj_1> and <obj_2> in the first frame, in metres?",

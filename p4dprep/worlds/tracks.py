@@ -5,11 +5,12 @@ camera's at the first of the times asked for.
 """
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
-from p4dprep.worlds.scene import Body, Camera, Floats, Scene, Vector
+from p4dprep.worlds.scene import Body, Camera, Floats, Scene, Vector, turn_about_z
 
 PixelBox = tuple[int, int, int, int]
 
@@ -52,6 +53,8 @@ class ObjectFacts:
         num_frames_in_view: times at which its centre projects into the picture, hidden or not.
         first_frame_box: x0, y0, x1, y1 of its visible pixels at the first time, half-open; None where it is not seen.
         first_frame_fraction: share of the picture that those pixels take.
+        first_frame_shown_fraction: share that they take of the rectangle around its 3D box, as far as that lies in the
+            picture; small where something stands before it.
     """
 
     body: int
@@ -71,6 +74,7 @@ class ObjectFacts:
     num_frames_in_view: int
     first_frame_box: PixelBox | None
     first_frame_fraction: float
+    first_frame_shown_fraction: float
 
 
 def object_facts(scene: Scene, seconds: Floats, instances_hw: NDArray[np.uint8]) -> tuple[ObjectFacts, ...]:
@@ -116,6 +120,8 @@ def _facts(
         num_frames_in_view=int(in_view(scene.camera, poses_t44, position).sum()),
         first_frame_box=mask_box(mask),
         first_frame_fraction=float(mask.mean()),
+        first_frame_shown_fraction=float(mask.mean())
+        / _box_fraction(scene.camera, poses_t44[0], body, position[0], yaw[0]),
     )
 
 
@@ -125,6 +131,15 @@ def _boxes(body: Body, centre_t3: Floats, yaw_t: Floats) -> tuple[Box3D, ...]:
         Box3D(centre=(x, y, z), size=size, yaw=yaw)
         for (x, y, z), yaw in zip(centre_t3.tolist(), yaw_t.tolist(), strict=True)
     )
+
+
+def _box_fraction(camera: Camera, pose_44: Floats, body: Body, centre_3: Floats, yaw: float) -> float:
+    """Share of the picture that the rectangle around a body's 3D box takes; infinite outside of the picture."""
+    corners = np.array(list(product((-0.5, 0.5), repeat=3))) * body.size
+    corners = turn_about_z(corners, np.full(len(corners), yaw)) + centre_3
+    place = np.clip(picture_place(camera, pose_44[None], corners), 0, 1)
+    area = float(np.prod(np.ptp(place, axis=0)))
+    return area if area > 0 else np.inf
 
 
 def _heading(pose_44: Floats) -> float:
@@ -145,7 +160,7 @@ def to_camera(pose: Floats, points_n3: Floats) -> Floats:
 
 
 def picture_place(camera: Camera, poses_t44: Floats, points_t3: Floats) -> Floats:
-    """Where world points lie in a camera's pictures (t, 2): 0-1 from left and from top; NaN behind it."""
+    """Where world points (t, 3) lie in pictures of as many poses, or of one: (t, 2), 0-1 from left and top, or NaN."""
     x, y, z = to_camera(poses_t44, points_t3).T
     z = np.where(z > 0, z, np.nan)
     focal = camera.intrinsics(1, 1)

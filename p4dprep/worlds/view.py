@@ -19,12 +19,14 @@ from p4dprep.worlds.scene import Floats, Scene, Vector
 from p4dprep.worlds.tracks import ObjectFacts, in_view, to_camera
 
 _MIN_PICTURE_FRACTION = 0.0008  # a region smaller than that in the first frame is not asked about
+_MIN_SHOWN_FRACTION = 0.2  # nor one that something else hides
 _MIN_IN_VIEW_FRACTION = 0.7
 _NUM_TIMES = 201
 _NUM_MEASURED = 2  # bodies of a scene whose size or place is asked about, so that these do not crowd out motion
 NUM_PICKED = 4  # regions to choose from
 SECTOR_RATIO = 1.6  # of the larger to the smaller axis, for a direction to be along the larger
 MIN_MOVE_FRACTION = 0.25  # of its longest side, for a body to have moved
+_MIN_STRAIGHT_FRACTION = 0.75  # of the path, for its displacement along one axis to be its direction
 MIN_TURN_RADIANS = np.radians(25)
 
 Texts = tuple[str, ...]
@@ -108,14 +110,16 @@ class View:
         seen = [
             facts.body
             for facts in self.facts
-            if facts.first_frame_fraction >= _MIN_PICTURE_FRACTION and facts.num_frames_in_view >= enough
+            if facts.first_frame_fraction >= _MIN_PICTURE_FRACTION
+            and facts.first_frame_shown_fraction >= _MIN_SHOWN_FRACTION
+            and facts.num_frames_in_view >= enough
         ]
         return [seen[number] for number in self.rng.permutation(len(seen))]
 
     @property
     def measured(self) -> list[int]:
-        """Those of them whose sizes and places are asked about."""
-        return self.bodies[:_NUM_MEASURED]
+        """Those of them whose sizes and places are asked about: never by a noun, which gives both away."""
+        return list(filter(self.goes_by_colour, self.bodies))[:_NUM_MEASURED]
 
     @cached_property
     def pairs(self) -> list[tuple[int, int]]:
@@ -145,13 +149,14 @@ class View:
         return self.facts[body].path_length_metres < 1e-9 and abs(self.turned_b[body]) < 1e-9
 
     def direction(self, body: int) -> int | None:
-        """Of its displacement in the first view: a place in `DIRECTIONS`, or None if it is oblique or too short."""
+        """Of its displacement in the first view: a place in `DIRECTIONS`; None if it is oblique, short or winding."""
         right, _, forward = self.pose0[:3, :3]
         ahead = np.array([forward[0], forward[1], 0.0]) / np.hypot(forward[0], forward[1])
         moved = self.world_bt3[body, -1] - self.world_bt3[body, 0]
         aside, away = float(moved @ right), float(moved @ ahead)
         long, short = sorted((abs(aside), abs(away)), reverse=True)
-        if long < MIN_MOVE_FRACTION * self.length_b[body] or long < SECTOR_RATIO * short:
+        along = np.linalg.norm(np.diff(self.world_bt3[body, :, :2], axis=0), axis=1).sum()
+        if long < max(MIN_MOVE_FRACTION * self.length_b[body], SECTOR_RATIO * short, _MIN_STRAIGHT_FRACTION * along):
             return None
         return int(aside > 0) if abs(aside) > abs(away) else 2 + int(away > 0)
 
@@ -162,7 +167,7 @@ class View:
         return not trees and [other.colour for other in self.scene.bodies].count(colour) == 1
 
     def name(self, body: int) -> str:
-        """What tells it from the others: its colour if that is enough, since a noun gives typical sizes away."""
+        """What tells it from the others: its colour if that is enough, since nouns have typical sizes and speeds."""
         named = self.scene.bodies[body]
         return f"{named.colour} object" if self.goes_by_colour(body) else named.name
 

@@ -128,7 +128,7 @@ def test_sides_of_a_moving_thing_are_those_of_its_own_direction(where: str, oppo
 def test_measures_are_exact() -> None:
     walker = moving("red", (4, -1.5, 0.25), (0, 1.5, 0))
     scene = stage(walker, resting("blue", (4, 2, 0.25)))
-    assert answers(scene, "dm_distance")[0, 1] == "3.5 m"
+    assert list(answers(scene, "dm_distance").values()) == ["3.5 m"]
     assert answers(scene, "dm_height") == {(0,): "0.5 m", (1,): "0.5 m"}
     assert answers(scene, "dm_longest")[0,] == "0.6 m"
     assert answers(scene, "sa_mean_speed") == {(0,): "1.5 m/s"} == answers(scene, "sa_speed_at")
@@ -212,6 +212,8 @@ def test_what_is_not_well_seen_in_the_first_frame_or_leaves_the_picture_is_not_a
 
 
 def test_unclear_truths_are_not_asked() -> None:
+    winding = stage(moving("red", (6, 0, 0.25), (1, 0, 0), turn_rate=2.5, yaw_rate=2.5))
+    assert answers(winding, "t_world") == {}
     oblique = stage(moving("red", (5, 0, 0.25), (0.6, 0.6, 0)), resting("blue", (5.2, 1.5, 0.25)))
     assert not {"t_world", "sr_quadrant"} & {query.template for query in queries(oblique) if 0 in query.regions}
     creeping = queries(stage(moving("red", (5, 0, 0.25), (0.01, 0, 0), yaw_rate=0.05)))

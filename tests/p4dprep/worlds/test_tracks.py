@@ -100,6 +100,14 @@ def test_first_frame_boxes_are_those_of_the_instance_mask() -> None:
     assert mask_box(mask > 2) is None
 
 
+def test_what_something_hides_shows_less_of_its_box() -> None:
+    shown = [
+        facts_of(stage(resting("red", (8, 0, 1)), resting("blue", (4, aside, 1))))[0].first_frame_shown_fraction
+        for aside in (1.5, 0.15, 0.0)
+    ]
+    assert shown[0] > 0.7 > shown[1] > 0.2 > shown[2] == 0
+
+
 def test_a_body_that_leaves_the_picture_is_in_view_for_the_frames_before() -> None:
     (body,) = facts_of(stage(moving("red", (5, 0, 1), (0, 4, 0))))
     assert body.num_frames_in_view == 13  # y / x reaches 1 at 1.25 s, and frames are 0.1 s apart
