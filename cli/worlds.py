@@ -26,7 +26,7 @@ SECONDS_BETWEEN_LOG_LINES = 30.0
 class WorldsReport:
     """What the command did; `truth` is None without one."""
 
-    out: Path
+    out: str
     split: Split
     seed: int
     num_clips: int
@@ -37,7 +37,7 @@ class WorldsReport:
 
 
 def worlds(
-    out: Annotated[Path, typer.Argument(help="Folder for the videos and all that belongs to them.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder for the videos and all that belongs to them.")],
     num_clips: Annotated[int, typer.Option(min=1, help="Clips in all; more of them later keeps those there.")] = 200,
     split: Annotated[Split, typer.Option(help="Splits share no scene, layout or texture.")] = "train",
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives other scenes.")] = 0,
@@ -73,7 +73,7 @@ def worlds(
     recipe = Recipe(split=split, seed=seed, size=_parse_size(size))
     request = _truth_request(out, frames, truth_size, address) if truth else None
     start = time.perf_counter()
-    num_rendered, summary = _make(out, recipe, num_clips, workers)
+    num_rendered, summary = make(out, recipe, num_clips, workers)
     seconds = time.perf_counter() - start
     console.print(
         f"{num_clips} clips in {out}: {num_rendered} rendered in {human_seconds(seconds)}, the others there before; "
@@ -108,10 +108,10 @@ def _parse_size(text: str | None) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
-def _truth_request(out: Path, frames: int, size: str, address: str | None) -> "ExtractConfig":
+def _truth_request(out: str, frames: int, size: str, address: str | None) -> "ExtractConfig":
     from p4dprep.extract import parse_config
 
-    places = {"source": str(out / "manifest.jsonl"), "cache": str(out / "truth"), "teachers": ("truth",)}
+    places = {"source": f"{out}/manifest.jsonl", "cache": f"{out}/truth", "teachers": ("truth",)}
     return parse_config(places | {"frames": frames, "size": size, "address": address})
 
 
@@ -123,7 +123,7 @@ def _extract(request: "ExtractConfig") -> "ExtractReport":
     return report
 
 
-def _make(out: Path, recipe: "Recipe", num_clips: int, num_workers: int | None) -> "tuple[int, Summary]":
+def make(out: str | Path, recipe: "Recipe", num_clips: int, num_workers: int | None) -> "tuple[int, Summary]":
     """Videos and lists; clips that had to be rendered, and what the lists hold."""
     from p4dprep.worlds.lists import read_summary, write_lists
     from p4dprep.worlds.write import missing_clips, open_folder, process_pool, render_clips

@@ -78,10 +78,11 @@ def test_the_same_command_again_renders_and_extracts_nothing(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--split", "test", "--seed", "34"), "holds worlds of seed 33, not 34; name another folder"),
-        ((*WORLDS, "--truth-size", "5"), "each side must lie between 16 and 4096"),
-        ((*WORLDS, "--size", "64"), "--size 64 is not HEIGHTxWIDTH"),
-        ((*WORLDS, "--size", "63x64"), "both sides must be even"),
+        (("OUT", "--split", "test", "--seed", "34"), "holds worlds of seed 33, not 34; name another folder"),
+        (("OUT", *WORLDS, "--truth-size", "5"), "each side must lie between 16 and 4096"),
+        (("OUT", *WORLDS, "--size", "64"), "--size 64 is not HEIGHTxWIDTH"),
+        (("OUT", *WORLDS, "--size", "63x64"), "both sides must be even"),
+        (("s3://bucket/worlds", *WORLDS), "s3://bucket/worlds is no folder of this machine"),
     ],
 )
 def test_a_wrong_request_is_one_line_and_nothing_is_done(
@@ -92,7 +93,8 @@ def test_a_wrong_request_is_one_line_and_nothing_is_done(
     message: str,
 ) -> None:
     out, _ = made
-    monkeypatch.setattr("sys.argv", ["p4dprep", *map(str, ("worlds", out, "--num-clips", NUM_CLIPS + 1, *arguments))])
+    given = [str(argument).replace("OUT", str(out)) for argument in arguments]
+    monkeypatch.setattr("sys.argv", ["p4dprep", "worlds", *given, "--num-clips", str(NUM_CLIPS + 1)])
     with pytest.raises(SystemExit, match=r"^2$"):
         main()
     printed = capsys.readouterr()
@@ -103,7 +105,7 @@ def test_a_wrong_request_is_one_line_and_nothing_is_done(
     assert len(list((out / "videos").iterdir())) == NUM_CLIPS
 
 
-def wait_until(is_so: Callable[[], bool], timeout_seconds: float = 120) -> None:
+def wait_until(is_so: Callable[[], bool], timeout_seconds: float = 200) -> None:
     end = time.monotonic() + timeout_seconds
     while not is_so():
         assert time.monotonic() < end, "it does not come about"
