@@ -1,5 +1,6 @@
 """The Ray job: what is computed, what is not, and what one bad clip or worker costs. Real Ray, real videos."""
 
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -38,15 +39,14 @@ def copy_of_undisturbed(undisturbed: Path, tmp_path: Path) -> Path:
 
 
 def test_a_local_ray_listens_on_loopback_only() -> None:
-    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    names = " ".join(" ".join(process.cmdline()) for process in family)
+    names, listeners = "", set()
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it may end while we look, or have ended unreaped
+            names += " ".join(process.cmdline())
+            for connection in process.net_connections(kind="inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    listeners.add(connection.laddr.ip)
     assert "raylet" in names
-    listeners = {
-        connection.laddr.ip
-        for process in family
-        for connection in process.net_connections(kind="inet")
-        if connection.status == psutil.CONN_LISTEN
-    }
     assert listeners
     assert {address.removeprefix("::ffff:") for address in listeners} == {"127.0.0.1"}
 
