@@ -151,15 +151,7 @@ class FamilyAdapter(ABC):
 
     def _encode_one(self, sample: StudentSample) -> EncodedSample:
         text, answers = self._render(sample)
-        bos = self.processor.tokenizer.bos_token
-        features = self.processor(
-            text=[text],
-            return_tensors="pt",
-            add_special_tokens=not (bos and text.startswith(bos)),
-            return_offsets_mapping=True,
-            return_text_replacement_offsets=True,
-            **_media_arguments(sample),
-        )
+        features = self._process(sample, text)
         (replacements,) = features.pop("text_replacement_offsets")
         (offsets,) = features.pop("offset_mapping").tolist()
         sequences = {name: features.pop(name)[0] for name in _SEQUENCES if name in features}
@@ -176,6 +168,20 @@ class FamilyAdapter(ABC):
             video_tokens=tokens,
             time_seconds=None if sample.time_seconds is None else torch.from_numpy(sample.time_seconds.copy()),
         )
+
+    def _process(self, sample: StudentSample, text: str) -> Any:
+        bos = self.processor.tokenizer.bos_token
+        try:
+            return self.processor(
+                text=[text],
+                return_tensors="pt",
+                add_special_tokens=not (bos and text.startswith(bos)),
+                return_offsets_mapping=True,
+                return_text_replacement_offsets=True,
+                **_media_arguments(sample),
+            )
+        except ValueError as error:
+            raise RequestError(f"the processor of this {self.model_type} model refuses {sample!r}: {error}") from error
 
     def _render(self, sample: StudentSample) -> tuple[str, list[tuple[int, int]]]:
         """The conversation in the model's own template, and where the answers with their end stand in it."""

@@ -13,6 +13,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch import distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from p4dprep.errors import RequestError
 from student.backbones import FAMILIES, Backbone, StudentBatch, StudentSample, Turn, load
@@ -56,6 +59,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def lonely_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeviceMesh]:
+    """A process group of one, for what wraps modules."""
+    store = dist.FileStore(str(tmp_path_factory.mktemp("group") / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
 
 
 @contextmanager
@@ -244,6 +256,18 @@ class BackboneContract:
         assert gradients[0].abs().max() > 0
 
     @torch.no_grad()
+    def test_modules_sharded_by_fsdp_give_the_same(
+        self, student: Backbone, folder: Path, lonely_group: DeviceMesh
+    ) -> None:
+        sharded = load(folder, dtype=torch.float32, tpe=True)
+        for module in (*sharded.llm.get_submodule("layers").children(), sharded.projector, sharded.model):
+            fully_shard(module, mesh=lonely_group)
+        batch = student.encode([video(), pictures(SIDE)])
+        for layer in (2, student.num_layers):
+            expected = student.forward(batch, layer=layer).hidden_bsc
+            torch.testing.assert_close(sharded.forward(batch, layer=layer).hidden_bsc, expected)
+
+    @torch.no_grad()
     def test_the_layer_asked_for_is_the_one_transformers_counts(self, student: Backbone) -> None:
         batch = student.encode([video()])
         with student.timed(batch):
@@ -340,6 +364,10 @@ class TestEmbeddedStudent(TestQwen25VL):
 class TestQwen3VL(BackboneContract):
     family = "qwen3_vl"
     frames_a_step = 2
+
+    def test_what_the_processor_refuses_is_named(self, student: Backbone) -> None:
+        with pytest.raises(RequestError, match=r"processor of this qwen3_vl model refuses .*clip.*\(1, 64, 64, 3\)"):
+            student.encode([video(1)])
 
 
 class TestSmolVLM2(BackboneContract):
