@@ -289,7 +289,7 @@ def _draw_clip(
             clip_id=clip["id"], uri=clip["uri"], facts=(), rows=(), time_seconds_t=empty, note="; ".join(notes)
         )
     times = groups[0].read_time(index)
-    frames, problem = _frames(cache, clip, times, decoder, storage_options)
+    frames, problem = read_frames(cache, clip, times, decoder, storage_options)
     pairs = [(group, spec) for group in groups for spec in group.targets]
     pairs.sort(key=lambda pair: get_args(Quantity).index(pair[1].quantity))
     rows = [] if frames is None else [pictures.frame_row(frames)]
@@ -312,7 +312,7 @@ def _why_absent(name: str, states: "ClipStates", index: int) -> str:
     return f"{name} failed: {reason[1]}" if reason else f"{name} is not committed"
 
 
-def _frames(
+def read_frames(
     cache: "Cache",
     clip: Mapping[str, Any],
     times: NDArray[np.float64],
@@ -343,7 +343,8 @@ def _cache_name(url: str) -> str:
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the disk refuses into a request's error."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
@@ -363,7 +364,7 @@ def _write_strips(cards: list["Card"], out: Path) -> list[Path]:
         if path in paths:  # two ids can shorten to one file name
             path = path.with_stem(f"{path.stem}_{len(paths)}")
         title = f"{printable(card.clip_id)}   {'   '.join(card.facts)}"
-        with _writing(path):
+        with writing(path):
             pictures.strip(card.rows, card.time_seconds_t, title=title).save(path, "PNG")
         paths.append(path)
     return paths
@@ -377,7 +378,7 @@ def _write_html(cache: "Cache", cards: list["Card"], path: Path, url: str) -> No
     facts = [("clips", str(found.num_clips)), ("sampling", _sampling_text(found))]
     facts += [("bytes", human_bytes(sum(group.num_bytes for group in found.groups))), ("cache", found.url)]
     page = pictures.gallery_html(title=_cache_name(url), facts=facts, tables=_tables(found), cards=cards)
-    with _writing(path):
+    with writing(path):
         path.write_text(page, encoding="utf-8")
 
 

@@ -12,7 +12,7 @@ from rich.table import Table as ScreenTable
 from rich.text import Text
 
 from cli._output import CacheArgument, JsonFlag, StorageOptions, console, print_json, printable, progress_bar
-from cli.cache import _frames, _writing
+from cli.cache import read_frames, writing
 
 if TYPE_CHECKING:
     from p4dprep.cache import Cache
@@ -83,7 +83,7 @@ def maps(
     if json:
         print_json(report)
     else:
-        _show(report)
+        show(report)
     for line in _notes(report):
         console.print(printable(line), markup=False, highlight=False)
     if page is not None:
@@ -142,7 +142,7 @@ def _beats(metric: "Metric") -> bool:
     return all(sign * metric.value > sign * value for value in known)
 
 
-def _show(report: "MapReport") -> None:
+def show(report: "MapReport") -> None:
     """The shown scores, and the buckets, as tables on stdout."""
     screen = Console(soft_wrap=True)
     for comparison in report.comparisons:
@@ -180,7 +180,7 @@ def _write_page(
     facts = [("prediction", report.predicted), ("truth", f"{report.truth}, group {report.truth_group}")]
     facts += [("clips", f"{report.num_judged} of {report.num_shared} shared, {len(report.skipped)} left out")]
     tables = [_page_table(comparison, report) for comparison in report.comparisons]
-    with _writing(path):
+    with writing(path):
         path.write_text(gallery_html(title="Map evaluation", facts=facts, tables=tables, cards=cards), encoding="utf-8")
 
 
@@ -207,7 +207,7 @@ def _draw_worst(
         for comparison, clip_id in bar.track(chosen, description="drawing"):
             clip = rows[clip_id]
             times = cache.group(comparison.group).read_time(clip["index"])
-            frames, problem = _frames(cache, clip, times, decoder, storage_options)
+            frames, problem = read_frames(cache, clip, times, decoder, storage_options)
             yield _draw_card(cache, truth, report, comparison, clip, (times, frames, problem))
 
 

@@ -38,6 +38,7 @@ GRAVITY = 9.81
 
 _FPS = (6, 8, 10, 12, 15)
 _NUM_TRIES = 40
+_MIN_BODIES = 3
 _STILL_SHARE = 0.35
 _VIDEO_SIZE = (192, 256)
 
@@ -251,14 +252,21 @@ def _bodies(
     near, far = stage.region
     free = _Free(stage=stage, camera=camera, duration=duration)
     bodies: list[Body] = []
-    for ahead, aside in spots(rng, count):
+
+    def add(ahead: float, aside: float) -> None:
         for _ in range(_NUM_TRIES):
             x = near + (far - near) * ((np.clip(ahead + rng.normal(0, 0.12), -1, 1) + 1) / 2) ** 1.3
             y = x * stage.aside * np.clip(aside + rng.normal(0, 0.12), -1, 1)
             body = _random_body(rng, split, stage, (x, y), duration, paint)
             if body.name not in {other.name for other in bodies} and free.fits(body, bodies):
                 bodies.append(body)
-                break
+                return
+
+    for ahead, aside in spots(rng, count):
+        add(ahead, aside)
+    for _ in range(_NUM_TRIES):  # a layout may have left no room for some
+        if len(bodies) < _MIN_BODIES:
+            add(*_scatter(rng, 1)[0])
     return tuple(bodies)
 
 

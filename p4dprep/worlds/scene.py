@@ -25,6 +25,9 @@ STILL_METRES_PER_SECOND = 0.0005
 """A surface point slower than this between two frames does not move in 3D."""
 
 
+_QUADRATURE = np.polynomial.legendre.leggauss(32)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Segment:
     """A piece of a path, from `start_seconds` until the next piece starts.
@@ -116,7 +119,7 @@ class Trajectory:
         """Metres travelled: Gauss-Legendre quadrature of the speed, piece by piece."""
         inner = [s.start_seconds for s in self.segments if start_seconds < s.start_seconds < end_seconds]
         ends = [start_seconds, *inner, end_seconds]
-        nodes, weights = np.polynomial.legendre.leggauss(32)
+        nodes, weights = _QUADRATURE
         total = 0.0
         for low, high in pairwise(ends):
             speed = np.linalg.norm(self.velocity((high - low) / 2 * nodes + (high + low) / 2), axis=1)

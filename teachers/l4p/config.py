@@ -17,6 +17,8 @@ Modality = Literal["depth", "flow", "motion", "camray"]
 MODALITIES: tuple[Modality, ...] = ("depth", "flow", "motion", "camray")
 OUT_CHANNELS: dict[Modality, int] = {"depth": 1, "flow": 2, "motion": 1, "camray": 6}
 
+MINI_FOLDER = Path(__file__).parent / "mini"
+"""The embedded teacher, `l4p:mini`: trained on worlds by `teachers.l4p.train`, its model card beside its weights."""
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 

@@ -13,7 +13,7 @@ from p4dprep.errors import RequestError, TeacherError
 from p4dprep.registry import take_options
 from p4dprep.targets import FrameBatch, FrameGeometry, Predictions, TargetSpec, Teacher, TeacherInfo, Transform
 from teachers._hub import ResolvedWeights, library_version, resolve_folder, weights_digest
-from teachers.l4p.config import CONFIG_FILE, MODALITIES, WEIGHTS_FILE, L4PConfig, Modality
+from teachers.l4p.config import CONFIG_FILE, MINI_FOLDER, MODALITIES, WEIGHTS_FILE, L4PConfig, Modality
 
 if TYPE_CHECKING:  # torch is imported where it is used: listing the teachers need not wait for it
     from torch import Tensor
@@ -25,8 +25,6 @@ _DTYPES = ("float32", "bfloat16", "float16")
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _FLIP: tuple[Transform, ...] = ("flip_x",)
 
-MINI = "mini"
-"""The embedded teacher: trained on worlds by teachers.l4p.train, its model card beside its weights."""
 CODE_VERSION = "1"
 """Raised whenever the same weights and frames would give other numbers."""
 
@@ -52,8 +50,8 @@ class L4PTeacher(Teacher):
     def from_spec(cls, argument: str, options: Mapping[str, str]) -> Self:
         """Build from `l4p:mini?dtype=...`; reads the config, no weights. A folder called mini is `l4p:./mini`."""
         dtype = take_options("l4p", options, {"dtype": _DTYPES})["dtype"]
-        if argument == MINI:
-            return cls(ResolvedWeights(folder=Path(__file__).parent / MINI, shipped=MINI), dtype)
+        if argument == MINI_FOLDER.name:
+            return cls(ResolvedWeights(folder=MINI_FOLDER, shipped=argument), dtype)
         return cls(resolve_folder(argument), dtype)
 
     def resolved_spec(self) -> tuple[str, dict[str, str]]:
