@@ -14,12 +14,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, TextIO, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from p4dprep.errors import P4DError, RequestError, StorageError
+from p4dprep.errors import RequestError, StorageError
 from student.samples import Role, Turn
 
 OnProblem = Literal["stop", "leave out"]
@@ -39,7 +39,11 @@ _MEDIA_TOKEN = re.compile(r" ?<(?:image|video)>\n?")
 _CHUNK_CHARS = 2**20
 _MAX_RECORD_CHARS = 2**24
 _BATCH_RECORDS = 4096
+_GOES_ON = frozenset(["", *"0123456789.eE+-"])
 _MAX_EXAMPLES = 5
+_SAT_COLUMNS = ["image_bytes", "question", "answers", "correct_answer"]
+_SAT_ROWS_AT_ONCE = 64
+"""Each may hold several images of some 100 KB."""
 _SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -57,7 +61,8 @@ class Report:
     """What was left out and why; or, as asked, the first such thing stops the run.
 
     Attributes:
-        on_problem: `stop` raises at the first problem, `leave out` counts it.
+        on_problem: what a broken record, a clip without its targets or with other frame times, or media that cannot be
+            read do: `stop` the run, or be counted and left out (`leave out`).
         num_used: conversations, or clips without text, that are trained on.
         counts: reason to how many were left out for it.
         examples: reason to a few messages.
@@ -67,6 +72,10 @@ class Report:
     num_used: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.on_problem not in get_args(OnProblem):
+            raise RequestError(f"on_problem is {self.on_problem!r}; it must be one of {get_args(OnProblem)}")
 
     def leave_out(self, reason: str, message: str) -> None:
         """Count one thing as left out.
@@ -118,8 +127,7 @@ class Conversations:
     """
 
     def __init__(self, table: pa.Table) -> None:
-        # One chunk a column: finding a record among thousands of chunks would take longer than reading it.
-        self.table = table.combine_chunks()
+        self.table = table
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -161,6 +169,7 @@ def read_conversations(paths: Sequence[str | os.PathLike[str]], report: Report) 
                 columns = {name: [] for name in _SCHEMA.names}
     batches.append(pa.record_batch(columns, schema=_SCHEMA))
     table = pa.Table.from_batches(batches, _SCHEMA)
+    pa.default_memory_pool().release_unused()
     if not table.num_rows:
         raise RequestError(f"{', '.join(map(str, paths))}: no conversation to train on; {report}")
     return Conversations(table)
@@ -241,7 +250,7 @@ def _media(record: Mapping[str, Any], *names: str) -> list[str]:
     found: list[str] = []
     for name in names:
         value = record.get(name) or []
-        found += [value] if isinstance(value, str) else value
+        found += value if isinstance(value, list) else [value]
     for path in found:
         if not isinstance(path, str):
             raise _BrokenRecordError(f"names a {type(path).__name__} as media; a path is needed")
@@ -281,8 +290,9 @@ def _texts(turns: object) -> list[str]:
 def _regions(boxes: object) -> list[float]:
     corners: list[float] = []
     for box in boxes if isinstance(boxes, list) else [] if boxes is None else [boxes]:
-        numbers = [n for n in box if isinstance(n, int | float) and 0 <= n <= 1] if isinstance(box, list) else []
-        if len(numbers) != 4 or len(box) != 4:
+        given = box if isinstance(box, list) else []
+        numbers = [number for number in given if isinstance(number, int | float) and 0 <= number <= 1]
+        if len(numbers) != 4 or len(given) != 4:
             raise _BrokenRecordError(f"region {box!r} is not [left, top, right, bottom] in fractions from 0 to 1")
         if not (numbers[0] < numbers[2] and numbers[1] < numbers[3]):
             raise _BrokenRecordError(f"region {box!r} is empty")
@@ -341,14 +351,16 @@ class _Text:
     def element(self) -> Any:
         """The JSON value that begins here, with the place moved behind it."""
         while True:
+            can_grow = len(self._buffer) - self.at <= _MAX_RECORD_CHARS
             try:
                 value, end = self._decoder.raw_decode(self._buffer, self.at)
             except json.JSONDecodeError:
-                if len(self._buffer) - self.at > _MAX_RECORD_CHARS or not self._fill():
+                if not (can_grow and self._fill()):
                     raise
                 continue
-            # A number may go on in what was not read yet.
-            if end < len(self._buffer) or not self._fill():
+            # A number may go on in what was not read yet: 1 or 1. or 1.5e
+            is_whole = self._buffer[end : end + 1] not in _GOES_ON
+            if is_whole or not (can_grow and self._fill()):
                 self.at = end
                 return value
 
@@ -378,25 +390,31 @@ def convert_sat(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> 
     folder = Path(out)
     if folder.exists() and any(folder.iterdir()):
         raise RequestError(f"{folder} is not empty; name a new folder")
-    names = ["image_bytes", "question", "answers", "correct_answer"]
     num_records = 0
     try:
-        (folder / "images").mkdir(parents=True)
-        with pq.ParquetFile(source) as file, open(folder / "qa.json.partial", "w", encoding="utf-8") as qa:
-            rows = (row for batch in file.iter_batches(64, columns=names) for row in batch.to_pylist())
-            for number, row in enumerate(rows):
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        with open(folder / "qa.json.partial", "w", encoding="utf-8") as qa:
+            for number, row in enumerate(_sat_rows(source)):
                 for record in _sat_records(row, number, folder):
                     qa.write(("[\n" if not num_records else ",\n") + json.dumps(record, ensure_ascii=False))
                     num_records += 1
             qa.write("\n]\n" if num_records else "[]\n")
         os.replace(folder / "qa.json.partial", folder / "qa.json")
-    except (pa.ArrowInvalid, pa.ArrowKeyError, FileNotFoundError) as error:
-        raise RequestError(f"{source} cannot be read as SAT's parquet: {error}") from None
-    except P4DError:
-        raise
     except OSError as error:
         raise StorageError(error.errno, f"write {folder}: {error.strerror}") from None
     return num_records
+
+
+def _sat_rows(source: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    try:
+        with pq.ParquetFile(source) as file:
+            missing = set(_SAT_COLUMNS) - set(file.schema_arrow.names)
+            if missing:
+                raise RequestError(f"{source} is not SAT's parquet: it lacks {sorted(missing)}")
+            for batch in file.iter_batches(_SAT_ROWS_AT_ONCE, columns=_SAT_COLUMNS):
+                yield from batch.to_pylist()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise RequestError(f"{source} cannot be read as parquet: {error}") from None
 
 
 def _sat_records(row: Mapping[str, Any], number: int, folder: Path) -> Iterator[dict[str, Any]]:

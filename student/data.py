@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import Dataset
 
-from p4dprep.cache import Cache, Group
+from p4dprep.cache import Cache
 from p4dprep.errors import MissingDataError, RequestError, VideoError
 from p4dprep.storage import redact
 from p4dprep.video import Decoder, local_copy
-from student.conversations import Conversation, Conversations, OnProblem, Report
+from student.conversations import Conversation, Conversations, Report
 from student.order import SampleKey, mixed
 from student.regions import RegionPrompt, mark_regions, region_text
 from student.samples import StudentSample, Turn
@@ -33,7 +33,7 @@ _LOG = logging.getLogger(__name__)
 _IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 _MAX_IMAGE_PIXELS = 2**26
 _FLIP_WORD = 0xF11B
-_NO_CLIP = -1
+_NO_CLIP, _LEFT_OUT = -1, -2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +43,6 @@ class DataConfig:
     Attributes:
         targets: arrays to read from the cache, `<group>_<target>`; none for SFT alone.
         media_folder: where the conversations' media lie; None reads clips from the places the cache recorded.
-        on_problem: `stop` raises at a clip without its targets or with other frame times, at media that cannot be
-            read and at a broken record; `leave out` reports and goes on. A damaged cache always stops.
         frame_size: height and width of the student's frames; None takes the teacher's.
         regions: how regions are shown.
         flip: mirror every second sample, chosen anew each epoch. Samples with text are never mirrored, since what
@@ -54,17 +52,16 @@ class DataConfig:
 
     targets: tuple[str, ...] = ()
     media_folder: str | None = None
-    on_problem: OnProblem = "stop"
     frame_size: tuple[int, int] | None = None
     regions: RegionPrompt = "both"
     flip: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.on_problem not in get_args(OnProblem) or self.regions not in get_args(RegionPrompt) or self.seed < 0:
+        if self.regions not in get_args(RegionPrompt) or self.seed < 0:
             raise RequestError(
-                f"on_problem must be one of {get_args(OnProblem)}, regions of {get_args(RegionPrompt)}, "
-                f"seed at least 0, not {self.on_problem!r}, {self.regions!r}, {self.seed}"
+                f"regions must be one of {get_args(RegionPrompt)} and seed at least 0, "
+                f"not {self.regions!r} and {self.seed}"
             )
         if len(set(self.targets)) != len(self.targets):
             raise RequestError(f"a target stands twice in {self.targets}")
@@ -99,16 +96,25 @@ class TrainingData(Dataset[TrainingSample]):
         cache: whose clips and targets are read.
         conversations: what is said; None gives every clip without text, for distillation alone.
         config: how.
-        report: takes what is left out now; what cannot be read later is logged.
+        report: says whether problems stop the run, and takes what is left out now; what turns out to be unreadable
+            later, or to have other frame times, is logged. A damaged cache always stops.
+        storage_options: passed to fsspec for cache and remote videos; held in memory only.
 
     Raises:
         RequestError: an unknown target, one that allows no flip, or nothing is left to train on; and what is left out,
             if problems stop the run.
     """
 
-    def __init__(self, cache: Cache, conversations: Conversations | None, config: DataConfig, report: Report) -> None:
-        self.config = config
-        self._url, self._storage_options = cache.store.url, cache.store.storage_options
+    def __init__(
+        self,
+        cache: Cache,
+        conversations: Conversations | None,
+        config: DataConfig,
+        report: Report,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.config, self._on_problem = config, report.on_problem
+        self._url, self._storage_options = cache.store.url, storage_options
         known = cached_targets(cache)
         for name in config.targets:
             if name not in known:
@@ -162,7 +168,7 @@ class TrainingData(Dataset[TrainingSample]):
                 return self._read(SampleKey(key.epoch, row))
             except (VideoError, MissingDataError, _UnreadableError) as error:
                 message = f"{self._name(row)}: {error}"
-                if self.config.on_problem == "stop":
+                if self._on_problem == "stop":
                     raise RequestError(f"{message}; mend it, or ask for such clips to be left out") from None
                 _LOG.warning("left out: %s", message)
         raise RequestError(f"none of {len(self)} samples can be read; the log says why")
@@ -224,8 +230,7 @@ class TrainingData(Dataset[TrainingSample]):
     def _open(self) -> "_Reader":
         """This process's reader: neither a decoder's pipes nor a bucket's connections survive a fork."""
         if self._reader is None or self._reader.pid != os.getpid():
-            cache = Cache.open(self._url, self._storage_options)
-            self._reader = _Reader(cache, cache.group(self._groups[0]), self.config.frame_size)
+            self._reader = _Reader(self._url, self._storage_options, self._groups[0], self.config.frame_size)
         return self._reader
 
     def close(self) -> None:
@@ -235,9 +240,6 @@ class TrainingData(Dataset[TrainingSample]):
         self._reader = None
 
 
-_LEFT_OUT = -2
-
-
 class _UnreadableError(ValueError):
     """Media that cannot be read; the message says why."""
 
@@ -245,10 +247,14 @@ class _UnreadableError(ValueError):
 class _Reader:
     """One process's open cache and decoder."""
 
-    def __init__(self, cache: Cache, clock: Group, frame_size: tuple[int, int] | None) -> None:
-        self.pid, self.cache, self.clock, self.decoder = os.getpid(), cache, clock, Decoder()
-        height, width = frame_size or (cache.sampling.height, cache.sampling.width)
-        self.sampling = replace(cache.sampling, height=height, width=width)
+    def __init__(
+        self, url: str, storage_options: Mapping[str, Any] | None, group: str, frame_size: tuple[int, int] | None
+    ) -> None:
+        self.pid, self.decoder, self._storage_options = os.getpid(), Decoder(), storage_options
+        self.cache = Cache.open(url, storage_options)
+        self._clock = self.cache.group(group)
+        height, width = frame_size or (self.cache.sampling.height, self.cache.sampling.width)
+        self._sampling = replace(self.cache.sampling, height=height, width=width)
 
     def read(self, target: CachedTarget, clip: int) -> NDArray[Any]:
         return self.cache.group(target.group).read(clip, target.spec.name)
@@ -258,12 +264,12 @@ class _Reader:
     ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
         """The clip's frames and their times, which must be the cached ones."""
         if "://" in place and not place.startswith(("file://", "local://")):
-            with local_copy(place, self.cache.store.storage_options) as video:
-                found = self.decoder.read(video.path, self.sampling, start_seconds, end_seconds)
+            with local_copy(place, self._storage_options) as video:
+                found = self.decoder.read(video.path, self._sampling, start_seconds, end_seconds)
         else:
             path = place.removeprefix("file://").removeprefix("local://")
-            found = self.decoder.read(path, self.sampling, start_seconds, end_seconds)
-        cached = self.clock.read_time(clip)
+            found = self.decoder.read(path, self._sampling, start_seconds, end_seconds)
+        cached = self._clock.read_time(clip)
         if not np.array_equal(found.time_seconds_t, cached):
             where = int(np.flatnonzero(found.time_seconds_t != cached)[0])
             raise VideoError(
@@ -321,13 +327,14 @@ class _ClipFinder:
 
     def __init__(self, clips: pa.Table, conversations: pa.Table, media_folder: str | None) -> None:
         self._folder = media_folder
-        videos = pc.unique(conversations.column("video").combine_chunks()).drop_null()
-        named = pc.unique(conversations.column("clip").combine_chunks()).drop_null()
+        videos = pc.unique(conversations.column("video")).drop_null()
+        named = pc.unique(conversations.column("clip")).drop_null()
         names = pc.replace_substring_regex(videos, r"^.*/", "")
         ids = clips.column("id")
         endings = pc.replace_substring_regex(clips.column("uri"), r"^.*/", "")
         is_id = pc.or_(pc.is_in(ids, videos), pc.is_in(ids, named))
-        self._by_id, self._by_name = {}, {}  # type: dict[str, int], dict[str, list[tuple[str, int]]]
+        self._by_id: dict[str, int] = {}
+        self._by_name: dict[str, list[tuple[str, int]]] = {}
         for index in np.flatnonzero(is_id.to_numpy()).tolist():
             self._by_id[ids[index].as_py()] = index
         for index in np.flatnonzero(pc.is_in(endings, names).to_numpy()).tolist():
