@@ -282,6 +282,8 @@ def _texts(turns: object) -> list[str]:
         if _ROLES.get(str(turn.get("from"))) != expected:
             raise _BrokenRecordError(f"turn {number} is from {turn.get('from')!r}; it must be the {expected}'s")
         texts.append(_MEDIA_TOKEN.sub("", turn["value"]).strip())
+        if expected == "assistant" and not texts[-1]:
+            raise _BrokenRecordError(f"turn {number} is an empty answer")
     if len(texts) % 2:
         raise _BrokenRecordError("ends without an answer")
     return texts

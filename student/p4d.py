@@ -245,13 +245,14 @@ class P4D(nn.Module):
         _check_fit(head, target, self.shape, grid, channels)
         self.frozen_heads[target.array] = head
 
-    def forward(self, hidden_bsc: Tensor, video_tokens: Sequence[VideoTokens], targets: TargetBatch) -> P4DLosses:
+    def forward(
+        self, hidden_bsc: Tensor, video_tokens: Sequence[VideoTokens | None], targets: TargetBatch
+    ) -> P4DLosses:
         """Losses of a batch.
 
         Args:
             hidden_bsc: hidden states of the distilled layer, of the whole batch.
-            video_tokens: one per sample of the batch, in order; what stands at samples without targets is not looked
-                at.
+            video_tokens: one per sample of the batch, in order; None where there is no video, and no target.
             targets: what the cache keeps of them.
         """
         if len(targets.sample_ids) != len(hidden_bsc) or len(video_tokens) != len(hidden_bsc):
@@ -262,7 +263,10 @@ class P4D(nn.Module):
             nothing = torch.cat([values.flatten()[:0] for values in (hidden_bsc, *learnt)]).sum()
             return P4DLosses(total=nothing, latent_k=hidden_bsc.new_zeros(0), explicit={})
         rows = list(targets.rows)
-        prediction = self.predict(hidden_bsc[rows], [video_tokens[row] for row in rows])
+        tokens = [found for row in rows if (found := video_tokens[row]) is not None]
+        if len(tokens) != len(rows):
+            raise ValueError(f"{targets}: some of rows {rows} have targets but no video")
+        prediction = self.predict(hidden_bsc[rows], tokens)
         return self.compare(prediction, targets)
 
     def predict(self, hidden_bsc: Tensor, video_tokens: Sequence[VideoTokens]) -> P4DPrediction:

@@ -3,8 +3,8 @@
 Shape suffixes: `t` frames, `h w` pixels, `y x` token rows and columns, `c` channels (RGB).
 """
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -30,18 +30,21 @@ class Turn:
 
     def __post_init__(self) -> None:
         if self.role not in get_args(Role):
-            raise RequestError(f"role is {self.role!r}; it must be user or assistant")
+            raise RequestError(f"role {self.role!r} is neither 'user' nor 'assistant'")
+        if self.role == "assistant" and not self.text.strip():
+            raise RequestError("an assistant's turn is empty; there is nothing to learn from it")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StudentSample:
-    """One conversation over one video, or over still images.
+    """One conversation over one video, over still images, or over nothing shown.
 
     Attributes:
         id: of the sample; it travels with its arrays as far as the loss.
         conversation: turns that begin with the user and alternate; empty for distillation without text.
         frames_thwc: uint8 RGB frames of the video, (t, h, w, 3); None for still images.
-        time_seconds: their presentation times, float64 (t,); None for still images.
+        time_seconds: their presentation times, float64 (t,), never decreasing: a short clip repeats frames. None for
+            still images.
         images_hwc: uint8 RGB images, each (h, w, 3), of any sizes; empty for a video.
     """
 
@@ -52,25 +55,33 @@ class StudentSample:
     images_hwc: tuple[NDArray[np.uint8], ...] = ()
 
     def __post_init__(self) -> None:
-        if (self.frames_thwc is None) != (self.time_seconds is None):
-            raise ValueError(f"sample {self.id}: frames and their times come together")
-        if (self.frames_thwc is None) == (not self.images_hwc):
-            raise ValueError(f"sample {self.id}: it needs either a video or images")
+        where = f"sample {self.id!r}"
+        if self.frames_thwc is not None and self.images_hwc:
+            raise RequestError(f"{where} has a video and pictures; give it one of them")
+        if any(turn.role != ("user", "assistant")[place % 2] for place, turn in enumerate(self.conversation)):
+            raise RequestError(f"{where}: user and assistant must take turns, the user first")
+        if not self.conversation and self.frames_thwc is None and not self.images_hwc:
+            raise RequestError(f"{where} has neither a conversation nor anything shown")
+        for picture in self.images_hwc if self.frames_thwc is None else tuple(self.frames_thwc):
+            if picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != np.uint8:
+                raise RequestError(f"{where} shows {picture.dtype} of shape {picture.shape}; need uint8 (h, w, 3)")
+        self._check_times(where)
+
+    def _check_times(self, where: str) -> None:
         frames, seconds = self.frames_thwc, self.time_seconds
-        if frames is not None and (frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8):
-            raise ValueError(f"sample {self.id}: frames {frames.shape} {frames.dtype} are not uint8 (t, h, w, 3)")
-        if frames is not None and seconds is not None and seconds.shape != frames.shape[:1]:
-            raise ValueError(f"sample {self.id}: {seconds.shape} times do not fit frames {frames.shape}")
-        for image in self.images_hwc:
-            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-                raise ValueError(f"sample {self.id}: image {image.shape} {image.dtype} is not uint8 (h, w, 3)")
-        for number, turn in enumerate(self.conversation):
-            if turn.role != ("user", "assistant")[number % 2]:
-                raise ValueError(f"sample {self.id}: turn {number} is the {turn.role}'s; user and assistant alternate")
+        if (frames is None) != (seconds is None):
+            raise RequestError(f"{where} needs frames_thwc and time_seconds together")
+        if frames is None or seconds is None:
+            return
+        if seconds.shape != frames.shape[:1] or not len(seconds):
+            raise RequestError(f"{where} has times {seconds.shape} for frames {frames.shape}; need one a frame")
+        if not np.isfinite(seconds).all() or (np.diff(seconds) < 0).any():
+            raise RequestError(f"{where} has times that decrease: {seconds.tolist()}")
 
     def __repr__(self) -> str:
-        media = self.frames_thwc.shape if self.frames_thwc is not None else [i.shape for i in self.images_hwc]
-        return f"StudentSample({self.id!r}, media={media}, num_turns={len(self.conversation)})"
+        shown = "nothing" if self.frames_thwc is None else f"video {self.frames_thwc.shape}"
+        shown = f"{len(self.images_hwc)} pictures" if self.images_hwc else shown
+        return f"StudentSample({self.id!r}, {shown}, {len(self.conversation)} turns)"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,14 +97,11 @@ class VideoTokens:
     frame_spans: tuple[tuple[int, int], ...]
 
     def __post_init__(self) -> None:
-        shape = tuple(self.positions_tyx.shape)
-        if len(shape) != 3 or self.positions_tyx.dtype != torch.int64:
-            raise ValueError(f"positions {shape} {self.positions_tyx.dtype} are not int64 (steps, rows, columns)")
-        if len(self.frame_spans) != shape[0]:
-            raise ValueError(f"{len(self.frame_spans)} frame spans do not fit positions of {shape[0]} steps")
-        bounds = [0, *(last for _, last in self.frame_spans)]
-        if any(span[0] != start or span[1] <= start for span, start in zip(self.frame_spans, bounds, strict=False)):
-            raise ValueError(f"frame spans {self.frame_spans} do not cover every frame once, in order")
+        if self.positions_tyx.ndim != 3 or len(self.positions_tyx) != len(self.frame_spans) or not self.frame_spans:
+            raise RequestError(f"{len(self.frame_spans)} spans do not fit {tuple(self.positions_tyx.shape)} tokens")
+        starts = [0, *(end for _, end in self.frame_spans[:-1])]
+        if any(start != first or last <= first for start, (first, last) in zip(starts, self.frame_spans, strict=True)):
+            raise RequestError(f"spans {self.frame_spans} do not cover every frame exactly once")
 
     def __repr__(self) -> str:
         return f"VideoTokens({tuple(self.positions_tyx.shape)}, num_frames={self.num_frames})"
@@ -102,3 +110,11 @@ class VideoTokens:
     def num_frames(self) -> int:
         """Frames of the video that the steps cover."""
         return self.frame_spans[-1][1]
+
+    def shifted(self, num_places: int) -> Self:
+        """The same after `num_places` of padding were put before the sequence."""
+        return replace(self, positions_tyx=self.positions_tyx + num_places)
+
+    def mean_by_step(self, values_t: Tensor) -> Tensor:
+        """Means of one value a frame, (t,), over each step's frames, (steps,)."""
+        return torch.stack([values_t[first:last].mean() for first, last in self.frame_spans])

@@ -118,6 +118,10 @@ class TestFormats:
         ({"conversations": [{"from": "gpt", "value": "x"}]}, "turn 0 is from 'gpt'; it must be the user's"),
         ({"conversations": [{"from": "system", "value": "x"}]}, "turn 0 is from 'system'"),
         ({"conversations": [{"from": "human", "value": "x"}]}, "ends without an answer"),
+        (
+            {"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": " "}]},
+            "turn 1 is an empty answer",
+        ),
         ({"regions": [[0, 0, 1]]}, "is not \\[left, top, right, bottom\\]"),
         ({"regions": [[0, 0, 2, 1]]}, "is not \\[left, top, right, bottom\\]"),
         ({"regions": "here"}, "region 'here' is not"),

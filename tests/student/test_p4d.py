@@ -180,10 +180,11 @@ class TestLosses:
     def test_samples_without_targets_change_nothing(self, cache: Cache) -> None:
         config = plan(cache, targets=["l4p_latents", "l4p_flow"])
         p4d, hidden = p4d_of(cache, config), hidden_states(3)
-        placeholder = VideoTokens(positions_tyx=torch.zeros((1, 1, 1), dtype=torch.int64), frame_spans=((0, 1),))
-        mixed = p4d(hidden, [video_tokens(), placeholder, video_tokens()], batch_of(cache, config, (0, None, 1)))
+        mixed = p4d(hidden, [video_tokens(), None, video_tokens()], batch_of(cache, config, (0, None, 1)))
         plain = p4d(hidden[[0, 2]], [video_tokens()] * 2, batch_of(cache, config))
         assert mixed.log() == pytest.approx(plain.log(), rel=1e-12)
+        with pytest.raises(ValueError, match="have targets but no video"):
+            p4d(hidden, [video_tokens(), None, video_tokens()], batch_of(cache, config, (0, 1, None)))
         assert mixed.log() != pytest.approx(p4d(hidden[[2, 0]], [video_tokens()] * 2, batch_of(cache, config)).log())
 
     def test_a_batch_without_targets_costs_nothing_yet_sends_every_gradient(self, cache: Cache) -> None:
