@@ -31,11 +31,35 @@ TRUTH = ("--frames", 4, "--truth-size", "32x40")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, ray_address: str) -> tuple[Path, dict[str, Any]]:
-    """A folder of worlds with their truth, and the report."""
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A folder of worlds without their truth, and the report."""
     out = tmp_path_factory.mktemp("worlds") / "out"
-    report = run_json("worlds", out, *WORLDS, *TRUTH, "--num-clips", NUM_CLIPS, "--address", ray_address)
-    return out, report
+    return out, run_json("worlds", out, *WORLDS, "--num-clips", NUM_CLIPS, "--no-truth")
+
+
+def files_of(folder: Path) -> dict[Path, int]:
+    """Every file and when it was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:
+    """Run the command in this process; its exit code."""
+    monkeypatch.setattr("sys.argv", ["p4dprep", "worlds", *map(str, arguments)])
+    with pytest.raises(SystemExit, match=r"^[012]$") as ending:
+        main()
+    return str(ending.value)
+
+
+def test_the_same_command_again_renders_nothing(
+    made: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (out, first), written = made, files_of(made[0])
+    assert (first["num_clips"], first["num_rendered"], first["truth"]) == (NUM_CLIPS, NUM_CLIPS, None)
+    assert set(first["num_questions"]) == set(CATEGORIES)
+    assert call(monkeypatch, out, *WORLDS, "--num-clips", NUM_CLIPS, "--no-truth", "--json") == "0"
+    again = json.loads(capsys.readouterr().out)
+    assert again == first | {"num_rendered": 0, "seconds": again["seconds"]}
+    assert files_of(out) == written
 
 
 def sampled_seconds(scene: Scene) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -43,10 +67,16 @@ def sampled_seconds(scene: Scene) -> np.ndarray[Any, np.dtype[np.float64]]:
     return seconds[np.linspace(0, len(seconds) - 1, 4).round().astype(int)]
 
 
-def test_it_ends_with_videos_lists_and_a_verified_cache_of_the_truth(made: tuple[Path, dict[str, Any]]) -> None:
-    out, report = made
-    assert (report["num_clips"], report["num_rendered"], report["truth"]["committed"]) == (NUM_CLIPS,) * 3
-    assert set(report["num_questions"]) == set(CATEGORIES)
+def test_the_truth_is_a_verified_cache_at_the_times_of_the_decoded_frames(
+    made: tuple[Path, dict[str, Any]],
+    ray_address: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, _ = made
+    arguments = (out, *WORLDS, *TRUTH, "--num-clips", NUM_CLIPS, "--address", ray_address)
+    report = run_json("worlds", *arguments)
+    assert (report["num_rendered"], report["truth"]["committed"]) == (0, NUM_CLIPS)
     cache = Cache.open(str(out / "truth"))
     assert caches.verify(cache).ok
     assert cache.groups() == ("truth",)
@@ -58,21 +88,10 @@ def test_it_ends_with_videos_lists_and_a_verified_cache_of_the_truth(made: tuple
         np.testing.assert_allclose(cache.read(scene.id, "truth_depth"), expected.depth_thw, rtol=2e-3)
         np.testing.assert_array_equal(cache.read(scene.id, "truth_instances"), expected.instances_thw)
         np.testing.assert_allclose(cache.read(scene.id, "truth_pose"), expected.pose_t44, atol=1e-5)
-
-
-def test_the_same_command_again_renders_and_extracts_nothing(
-    made: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out, before = made
-    written = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
-    arguments = ("worlds", out, *WORLDS, *TRUTH, "--num-clips", NUM_CLIPS, "--json")
-    monkeypatch.setattr("sys.argv", ["p4dprep", *map(str, arguments)])
-    with pytest.raises(SystemExit, match=r"^0$"):
-        main()
-    report = json.loads(capsys.readouterr().out)
-    assert (report["num_rendered"], report["truth"]["skipped"]) == (0, NUM_CLIPS)
-    assert report["num_questions"] == before["num_questions"]
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == written
+    written = files_of(out)
+    assert call(monkeypatch, *arguments, "--json") == "0"
+    assert json.loads(capsys.readouterr().out)["truth"]["skipped"] == NUM_CLIPS
+    assert files_of(out) == written
 
 
 @pytest.mark.parametrize(
@@ -94,9 +113,7 @@ def test_a_wrong_request_is_one_line_and_nothing_is_done(
 ) -> None:
     out, _ = made
     given = [str(argument).replace("OUT", str(out)) for argument in arguments]
-    monkeypatch.setattr("sys.argv", ["p4dprep", "worlds", *given, "--num-clips", str(NUM_CLIPS + 1)])
-    with pytest.raises(SystemExit, match=r"^2$"):
-        main()
+    assert call(monkeypatch, *given, "--num-clips", NUM_CLIPS + 1) == "2"
     printed = capsys.readouterr()
     assert printed.out == ""
     assert message in printed.err
