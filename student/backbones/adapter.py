@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -35,6 +36,10 @@ class EncodedSample:
 class FamilyAdapter(ABC):
     """One family of transformers. A subclass gives the class attributes, `locate_video` and `feature_seconds`.
 
+    Attributes:
+        processor, config: transformers' own.
+        folder: where they were read; from the hub its name is the commit.
+
     Class attributes:
         model_type: what `config.json` says.
         model_class: name of the model's class in transformers.
@@ -54,9 +59,10 @@ class FamilyAdapter(ABC):
     projector_parameters: ClassVar[tuple[str, ...]]
     requirement: ClassVar[str] = ""
 
-    def __init__(self, processor: Any, config: Any) -> None:
+    def __init__(self, processor: Any, config: Any, folder: Path) -> None:
         self.processor = processor
         self.config = config
+        self.folder = folder
 
     @abstractmethod
     def locate_video(self, places_n: Tensor, media: dict[str, Tensor], num_frames: int) -> VideoTokens:

@@ -3,7 +3,8 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -30,6 +31,9 @@ FAMILIES: dict[str, type[FamilyAdapter]] = {
 }
 """The families by transformers' model_type. A new one is one file and one line here; docs/students.md shows how."""
 
+_SETTINGS = ("*.json", "*.jinja", "*.txt", "*.model")
+_WEIGHTS = ("*.safetensors",)
+
 _WANTED = (
     "a subclass of student.backbones.FamilyAdapter that names the model's and the processor's class in transformers, "
     "the paths of vision tower, projector and LLM, the frames and cell of every video token (locate_video) and the "
@@ -48,7 +52,7 @@ def load(
 
     Args:
         model: a folder in the hub's own format or `ORG/NAME`.
-        revision: the hub's branch, tag or commit.
+        revision: the hub's branch, tag or commit; resolved to its commit once.
         dtype: of the weights; `auto` keeps that of the checkpoint.
         tpe: whether batches that it encodes carry the frames' times for TPE.
 
@@ -57,24 +61,23 @@ def load(
     """
     import transformers
 
-    adapter = load_adapter(model, revision)
+    adapter = load_adapter(_folder(model, revision, (*_SETTINGS, *_WEIGHTS)))
     try:
         with no_progress_bar():
             weights, report = getattr(transformers, adapter.model_class).from_pretrained(
-                model,
-                revision=revision,
+                adapter.folder,
                 dtype=dtype,
-                attn_implementation="sdpa",
+                attn_implementation="sdpa",  # always given: a config may name one that is fetched as compiled code
                 use_safetensors=True,
+                local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
             )
     except Exception as error:  # a damaged file fails in many libraries' own ways
         raise RequestError(f"cannot load student {model} as {adapter.model_class}: {_one_line(error)}") from error
     if missing := sorted(report["missing_keys"]):
-        raise RequestError(
-            f"student {model} lacks {len(missing)} weights of {adapter.model_class}, such as {missing[0]}"
-        )
+        lacks = f"lacks {len(missing)} weights of {adapter.model_class}, such as {missing[0]}"
+        raise RequestError(f"student {model} {lacks}; it would start with random ones")
     return Backbone(adapter, weights.eval(), tpe=tpe)
 
 
@@ -86,23 +89,44 @@ def load_adapter(model: str | os.PathLike[str], revision: str | None = None) -> 
     """
     import transformers
 
+    folder = _folder(model, revision, _SETTINGS)
     try:
-        content, _ = transformers.PreTrainedConfig.get_config_dict(model, revision=revision)
+        content, _ = transformers.PreTrainedConfig.get_config_dict(folder, local_files_only=True)
     except Exception as error:
         raise RequestError(f"no student in {model}: {_one_line(error)}") from error
-    family = _family(content.get("model_type"), model)
+    if "model_type" not in content:
+        raise RequestError(f"no student in {model}: there is no config.json that names a model_type")
+    family = _family(content["model_type"], model)
     try:
         config = getattr(transformers, family.model_class).config_class.from_dict(content)
         processor = getattr(transformers, family.processor_class).from_pretrained(
-            model, revision=revision, trust_remote_code=False
+            folder, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:
         needs = f" (it needs the package {family.requirement})" if family.requirement else ""
         raise RequestError(f"cannot load the processor of student {model}{needs}: {_one_line(error)}") from error
-    return family(processor, config)
+    return family(processor, config, folder)
 
 
-def _family(model_type: Any, model: str | os.PathLike[str]) -> type[FamilyAdapter]:
+def _folder(model: str | os.PathLike[str], revision: str | None, patterns: tuple[str, ...]) -> Path:
+    """Where the student's files lie; from the hub come only those of `patterns`, of one commit."""
+    from huggingface_hub import snapshot_download
+
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise RequestError(f"student {model} is a folder and has no revision {revision!r}; leave the revision out")
+        return folder.resolve()
+    try:
+        return Path(snapshot_download(str(model), revision=revision, allow_patterns=list(patterns)))
+    except Exception as error:  # the hub's client, HTTP and the disk each fail in their own ways
+        asked = f"{model} at {revision}" if revision else f"{model}"
+        raise RequestError(
+            f"student {asked} is no folder and cannot be had from the hub: {_one_line(error)}"
+        ) from error
+
+
+def _family(model_type: str, model: str | os.PathLike[str]) -> type[FamilyAdapter]:
     if model_type not in FAMILIES:
         raise RequestError(
             f"{model} is of the family {model_type!r}, which has no adapter; known are {', '.join(sorted(FAMILIES))}. "

@@ -428,8 +428,43 @@ def test_code_in_a_repository_is_never_run(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"no student in .*nowhere"):
+    with pytest.raises(RequestError, match=r"student .*nowhere is no folder and cannot be had from the hub"):
         load(tmp_path / "nowhere")
+    with pytest.raises(RequestError, match=r"no student in .*: there is no config.json"):
+        load(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(RequestError, match=r"no student in .*not a valid JSON"):
+        load(tmp_path)
+    with pytest.raises(RequestError, match="is a folder and has no revision 'main'"):
+        load(tmp_path, "main")
+
+
+def test_a_branch_of_the_hub_is_read_at_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--org--name"
+    new_student(repository / "snapshots" / commit, TEXTS)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # the client reads its environment once, at import
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert load("org/name").adapter.folder.name == load("org/name", "main").adapter.folder.name == commit
+    with pytest.raises(RequestError, match="student org/name at dev is no folder and cannot be had from the hub"):
+        load("org/name", "dev")
+
+
+def test_a_model_that_lacks_weights_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = new_student(tmp_path / "student", TEXTS)
+    weights = load_file(folder / "model.safetensors")
+    del weights["visual.merger.mlp.0.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        RequestError, match=r"lacks 1 weights of Qwen2_5_VL\w*, such as model.visual.merger.mlp.0.weight"
+    ):
+        load(folder)
 
 
 @pytest.mark.parametrize(
