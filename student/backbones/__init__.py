@@ -3,7 +3,8 @@
 from student.backbones.adapter import FamilyAdapter, Part
 from student.backbones.loading import FAMILIES, load, load_adapter
 from student.backbones.model import Backbone
-from student.backbones.types import StudentBatch, StudentOutput, StudentSample, Turn, VideoTokens
+from student.backbones.types import StudentBatch, StudentOutput
+from student.samples import StudentSample, Turn, VideoTokens
 
 __all__ = [
     "FAMILIES",

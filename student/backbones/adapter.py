@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from p4dprep.errors import RequestError
-from student.backbones.types import IGNORED_LABEL, StudentBatch, StudentSample, Turn, VideoTokens
+from student.backbones.types import IGNORED_LABEL, StudentBatch
+from student.samples import StudentSample, Turn, VideoTokens
 
 Part = Literal["vision_tower", "projector", "llm"]
 
@@ -237,7 +238,8 @@ def _media_arguments(sample: StudentSample) -> dict[str, Any]:
     if sample.frames_thwc is None or sample.time_seconds is None:
         return {}
     times = sample.time_seconds
-    step = float(times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1.0
+    # A short clip repeats frames, maybe all; then any distance will do.
+    step = float(times[-1] - times[0]) / max(len(times) - 1, 1) or 1.0
     metadata = VideoMetadata(
         total_num_frames=len(times),
         fps=1 / step,

@@ -4,7 +4,8 @@ from torch import Tensor
 
 from student.backbones.adapter import FamilyAdapter
 from student.backbones.smolvlm import one_row_a_picture
-from student.backbones.types import StudentBatch, VideoTokens
+from student.backbones.types import StudentBatch
+from student.samples import VideoTokens
 
 
 class InternVLAdapter(FamilyAdapter):

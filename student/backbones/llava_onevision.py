@@ -9,7 +9,8 @@ from torch.nn.functional import pad
 
 from p4dprep.errors import RequestError
 from student.backbones.adapter import FamilyAdapter
-from student.backbones.types import StudentBatch, VideoTokens
+from student.backbones.types import StudentBatch
+from student.samples import VideoTokens
 
 
 class LlavaOnevisionAdapter(FamilyAdapter):

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from p4dprep.errors import RequestError
 from student.backbones.adapter import FamilyAdapter, Part
-from student.backbones.types import IGNORED_LABEL, StudentBatch, StudentOutput, StudentSample
+from student.backbones.types import IGNORED_LABEL, StudentBatch, StudentOutput
+from student.samples import StudentSample
 from student.tpe import timestamp_encoding
 
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from student.backbones.adapter import FamilyAdapter
-from student.backbones.types import StudentBatch, VideoTokens
+from student.backbones.types import StudentBatch
+from student.samples import VideoTokens
 
 
 class Qwen25VLAdapter(FamilyAdapter):

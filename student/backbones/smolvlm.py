@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from student.backbones.adapter import FamilyAdapter
-from student.backbones.types import StudentBatch, VideoTokens
+from student.backbones.types import StudentBatch
+from student.samples import VideoTokens
 
 
 class SmolVLMAdapter(FamilyAdapter):
