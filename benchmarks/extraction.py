@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 
-from cli.demo import draw_discs, write_clip
 from p4dprep import registry
 from p4dprep.cache import Cache
 from p4dprep.corpus import discover
@@ -27,6 +26,7 @@ from p4dprep.extract import make_plan, parse_config
 from p4dprep.targets import FrameBatch
 from p4dprep.video import Decoder
 from tests import faulty_teachers
+from tests.discs import draw_discs, write_clip
 
 
 def write_videos(folder: Path, num_clips: int) -> Path:

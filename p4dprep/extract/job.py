@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
+import tenacity
 from ray._private import ray_constants
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError, WorkerCrashedError
 
@@ -26,6 +27,7 @@ MIN_UNITS_IN_FLIGHT, MAX_UNITS_IN_FLIGHT = 2, 8
 """Units an actor holds at once, each with a decoder of its own: while one infers, the next ones decode."""
 MAX_DEATHS_OF_A_CLIP = 3
 MAX_DEATHS_IN_SETUP = 3
+NUM_RAY_STARTS = 3
 OBJECT_STORE_BYTES = 100 * 2**20
 """Ray's object store holds ids and small records only."""
 
@@ -214,7 +216,7 @@ def start_ray(address: str | None) -> None:
     """Join a cluster, or start Ray on this machine: loopback only, no dashboard, no usage report.
 
     Raises:
-        RequestError: no cluster answers at the address.
+        RequestError: no cluster answers at the address, or this machine is too busy to start Ray.
     """
     if ray.is_initialized():
         return
@@ -222,19 +224,40 @@ def start_ray(address: str | None) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a worker without GPUs is nothing to warn of
     if address is None:
         _stay_on_loopback()
-        ray.init(
-            address="local",  # without it, Ray joins whatever cluster was last started on this machine
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
+        _start_local_ray()
         return
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
         hint = "a cluster with token authentication needs RAY_AUTH_MODE=token here, or --address auto on its node"
         raise RequestError(f"cannot join Ray at {address}: {str(error).splitlines()[0]} ({hint})") from None
+
+
+def _start_local_ray() -> None:
+    """Start Ray here. Ray gives its own processes 30 seconds to come up, which a busy machine may miss once."""
+    busy = "timed out during startup"
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_message(match=f".*{busy}"),
+        stop=tenacity.stop_after_attempt(NUM_RAY_STARTS),
+        before_sleep=lambda _: ray.shutdown(),
+        reraise=True,
+    )
+    try:
+        retrying(
+            ray.init,
+            address="local",  # without it, Ray joins whatever cluster was last started on this machine
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+    except Exception as error:
+        if busy not in str(error):
+            raise
+        raise RequestError(
+            f"Ray did not start on this machine in {NUM_RAY_STARTS} attempts of 30 seconds: the machine is too busy; "
+            "try again later, or join a running Ray with --address"
+        ) from None
 
 
 def _stay_on_loopback() -> None:

@@ -232,6 +232,7 @@ class Renderers:
         self._processes: list[SpawnProcess] = [
             context.Process(target=_render, args=(each, self._permits, os.getpid()), daemon=True) for each in plans
         ]
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # for the children: products this small only wait on threads
         for process in self._processes:
             process.start()
 

@@ -361,7 +361,7 @@ class Trainer:
 
     @classmethod
     def load(cls, folder: Path, options: TrainOptions) -> "Trainer":
-        """From the checkpoint; the options are the caller's.
+        """From the checkpoint; the options are the caller's but for the minutes, which belong to the schedule.
 
         Raises:
             RequestError: there is none.
@@ -378,6 +378,7 @@ class Trainer:
         trainer.optimizer.load_state_dicts(state["optimizer"])
         trainer.num_steps, trainer.next_index = state["num_steps"], state["next_index"]
         trainer.elapsed_seconds = state["elapsed_seconds"]
+        trainer.options = replace(options, minutes=state["options"]["minutes"])
         return trainer
 
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from cli.demo import draw_discs, write_clip
 from p4dprep.extract import ExtractConfig, parse_config
 from p4dprep.storage import Store, sha256_hex
+from tests.discs import draw_discs, write_clip
 
 
 def write_corpus(folder: Path, num_clips: int, *, num_frames: int = 20) -> Path:
