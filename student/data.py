@@ -32,6 +32,8 @@ from student.targets import CachedTarget, TargetBatch, cached_targets, check_fli
 _LOG = logging.getLogger(__name__)
 _IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 _MAX_IMAGE_PIXELS = 2**26
+_MAX_SKIPPED = 100
+"""Unreadable samples in a row before the run stops after all: then the fault is not theirs."""
 _FLIP_WORD = 0xF11B
 _NO_CLIP, _LEFT_OUT = -1, -2
 
@@ -158,11 +160,12 @@ class TrainingData(Dataset[TrainingSample]):
         """A sample; where it cannot be read and problems do not stop the run, the next one that can.
 
         Raises:
-            RequestError: it cannot be read, and that stops the run; or no sample can.
+            RequestError: it cannot be read, and that stops the run; or nor can many after it.
             CorruptDataError: the cache is damaged.
             StorageError: a bucket failed after the retries.
         """
-        for step in range(len(self)):
+        num_tries = min(len(self), _MAX_SKIPPED)
+        for step in range(num_tries):
             row = (key.row + step) % len(self)
             try:
                 return self._read(SampleKey(key.epoch, row))
@@ -171,7 +174,7 @@ class TrainingData(Dataset[TrainingSample]):
                 if self._on_problem == "stop":
                     raise RequestError(f"{message}; mend it, or ask for such clips to be left out") from None
                 _LOG.warning("left out: %s", message)
-        raise RequestError(f"none of {len(self)} samples can be read; the log says why")
+        raise RequestError(f"none of {num_tries} samples in a row can be read; the log says why")
 
     def _name(self, row: int) -> str:
         clip = int(self.clip_of_row[row])

@@ -241,7 +241,7 @@ class TestClock:
         os.unlink(shifted / "videos" / "2.mp4")
         assert read(data, 1).clip_id == "clip-0"
         os.unlink(shifted / "videos" / "0.mp4")
-        with pytest.raises(RequestError, match="none of 3 samples can be read"):
+        with pytest.raises(RequestError, match="none of 3 samples in a row can be read"):
             read(data, 1)
         data.close()
 

@@ -267,13 +267,14 @@ class TestSwitches:
     def test_light_heads_learn_a_map(self, tmp_path: Path) -> None:
         cache = p4d_cache.build(tmp_path, {"metric": (p4d_cache.DEPTH,)})
         config = dataclasses.replace(plan(cache, "ed"), hidden_channels=32)
+        torch.manual_seed(0)
         p4d = P4D(config, cache, HIDDEN)
         assert (p4d.predict(hidden_states().float(), [video_tokens()] * 2).maps["metric_depth"] > 0).all()
-        optimizer = torch.optim.Adam(p4d.parameters(), lr=2e-2)
+        optimizer = torch.optim.Adam(p4d.parameters(), lr=5e-3)
         hidden, targets = hidden_states().detach().float(), batch_of(cache, config)
         targets.arrays["metric_depth"][:] = torch.linspace(4, 8, p4d_cache.SIZE)
         history = []
-        for _ in range(8):
+        for _ in range(10):
             losses = p4d(hidden, [video_tokens()] * 2, targets)
             optimizer.zero_grad()
             losses.total.backward()
