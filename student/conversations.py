@@ -84,7 +84,7 @@ class Report:
             RequestError: problems are to stop the run.
         """
         if self.on_problem == "stop":
-            raise RequestError(f"{message}; mend it, or ask for such clips to be left out")
+            raise RequestError(f"{message}; mend it, or ask for such samples to be left out")
         self.counts[reason] += 1
         shown = self.examples.setdefault(reason, [])
         if len(shown) < _MAX_EXAMPLES:

@@ -172,7 +172,7 @@ class TrainingData(Dataset[TrainingSample]):
             except (VideoError, MissingDataError, _UnreadableError) as error:
                 message = f"{self._name(row)}: {error}"
                 if self._on_problem == "stop":
-                    raise RequestError(f"{message}; mend it, or ask for such clips to be left out") from None
+                    raise RequestError(f"{message}; mend it, or ask for such samples to be left out") from None
                 _LOG.warning("left out: %s", message)
         raise RequestError(f"none of {num_tries} samples in a row can be read; the log says why")
 

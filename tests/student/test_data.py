@@ -271,7 +271,7 @@ class TestMedia:
         (tmp_path / "bad.png").write_bytes(b"\x89PNG nonsense")
         stills = [{"image": name, "conversations": turns()} for name in ("bad.png", "none.png")]
         data = opened([talk("0"), *stills], media_folder=str(tmp_path))
-        with pytest.raises(RequestError, match=r"clip clip-0: .*mend it, or ask for such clips to be left out"):
+        with pytest.raises(RequestError, match=r"clip clip-0: .*mend it, or ask for such samples to be left out"):
             read(data, 0)
         with pytest.raises(RequestError, match=r"sample qa-2: .*bad\.png is no image that can be read"):
             read(data, 1)

@@ -11,6 +11,8 @@ from p4dprep.errors import RequestError
 from p4dprep.targets import Quantity
 from student.losses import LOSSES, Loss, choose_loss, latent_losses, map_loss
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Array = NDArray[np.float64]
 
 
