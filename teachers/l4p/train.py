@@ -179,7 +179,7 @@ def _norm(values: Tensor) -> Tensor:
 
 
 WEIGHTS = {
-    "depth": 2.0, "depth_slope": 1.0, "flow": 0.1, "flow_log": 1.0, "motion": 1.0, "motion_iou": 0.5,
+    "depth": 2.0, "depth_slope": 1.0, "flow": 0.2, "flow_log": 2.0, "motion": 1.0, "motion_iou": 0.5,
     "ray": 4.0, "moment": 0.5, "rotation": 4.0, "centre": 1.0,
 }  # fmt: skip
 """What each loss counts; chosen so that none of the four maps drowns another (docs/l4p.md)."""
@@ -216,11 +216,38 @@ def fresh_model(config: L4PConfig, seed: int) -> L4P:
     for block in model.encoder.encoder.layer:
         attention, out = block.attention.attention, block.attention.output.dense
         _mimetic(attention, out)
-    nn.init.normal_(model.encoder.embeddings.patch_embeddings.projection.weight, std=0.03)
     with torch.no_grad():
+        model.encoder.embeddings.patch_embeddings.projection.weight.copy_(whitening_patches(config))
         for modality, bias in FIRST_BIAS.items():
             cast(Any, model.heads[modality]).predict.bias.copy_(torch.tensor(bias))
     return model
+
+
+def whitening_patches(config: L4PConfig) -> Tensor:
+    """Weights (c, 3, t, y, x) of a patch embedding whose outputs are uncorrelated and of about equal variance.
+
+    They are cosine transforms in space, of the sum and the difference of a tube's frames, of brightness and two
+    opponent colours; those are taken that vary most. Unwhitened, the mean brightness varies thirty times more than
+    what motion changes, and a random projection hides motion behind it. The spectrum was fitted to rendered worlds.
+    """
+    size, tube = config.patch_size, config.tubelet_size
+    colours = functional.normalize(torch.tensor([[1.0, 1.0, 1.0], [1.0, -1.0, 0.0], [1.0, 1.0, -2.0]]))
+    space, time = _cosines(size), _cosines(tube)
+    filters = torch.einsum("kc,st,uy,vx->ksuvctyx", colours, time, space, space).flatten(0, 3)
+    steps = torch.arange(size)[:, None] + torch.arange(size)  # u + v
+    still, moving = 30 / (1 + 2.2 * steps) ** 1.3, 1.8 / (1 + 0.25 * steps) ** 1.25
+    spread = torch.stack([still, *[moving] * (tube - 1)])  # s u v
+    spread = (torch.tensor([1.0, 0.4, 0.4])[:, None, None, None] * spread).flatten() * size / 16
+    chosen = spread.argsort(descending=True, stable=True)[: config.hidden_size]
+    return (filters[chosen] / spread[chosen, None, None, None, None]).float()
+
+
+def _cosines(length: int) -> Tensor:
+    """The orthonormal cosine transform (frequency, place)."""
+    place = (torch.arange(length) + 0.5) / length
+    waves = torch.cos(math.pi * torch.arange(length)[:, None] * place) * math.sqrt(2 / length)
+    waves[0] /= math.sqrt(2)
+    return waves
 
 
 @torch.no_grad()

@@ -34,6 +34,7 @@ from teachers.l4p.train import (
     resume,
     start,
     train,
+    whitening_patches,
 )
 
 SIZE = 32
@@ -44,6 +45,23 @@ TINY = L4PConfig(
 OPTIONS = TrainOptions(
     minutes=1.0, batch_size=2, num_workers=1, prefill=2, capacity=4, num_val_clips=2, eval_minutes=60.0
 )
+
+
+def test_first_patches_carry_motion_as_loudly_as_brightness() -> None:
+    """On worlds it has not been fitted to; a random projection of the same patches is all mean brightness."""
+    weights = whitening_patches(MINI)
+    assert weights.shape == (MINI.hidden_size, 3, 2, 16, 16)
+    flat = weights.flatten(1) / weights.flatten(1).norm(dim=1, keepdim=True)
+    torch.testing.assert_close(flat @ flat.T, torch.eye(len(flat)), atol=1e-5, rtol=0)
+    pixels = collate(
+        [render_clip("val", 9, index, MINI.num_frames, MINI.image_size) for index in range(4)]
+    ).pixels_bcthw
+    spread = torch.nn.functional.conv3d(pixels, weights, stride=(2, 16, 16)).std(dim=(0, 2, 3, 4))
+    assert spread.max() / spread.min() < 8
+    is_difference = (weights[:, :, 0] + weights[:, :, 1]).flatten(1).norm(dim=1) < 1e-3
+    assert 0.2 < is_difference.float().mean() < 0.8
+    plain = torch.nn.functional.conv3d(pixels, flat.view_as(weights), stride=(2, 16, 16)).std(dim=(0, 2, 3, 4))
+    assert plain.max() / plain[is_difference].max() > 8
 
 
 @pytest.fixture(autouse=True)
@@ -263,7 +281,7 @@ class TestRun:
         assert (trainer.num_steps, trainer.fraction) == (1, 0.0)
         train(out, trainer)
         again = resume(out, OPTIONS, minutes=None)
-        assert (again.num_steps, again.next_index >= 2) == (2, True)
+        assert (again.num_steps, again.next_index >= 2, again.options.minutes) == (2, True, 1e-4)
         for name, tensor in again.model.state_dict().items():
             torch.testing.assert_close(tensor, trainer.model.state_dict()[name], rtol=0, atol=0, msg=name)
 
