@@ -220,7 +220,7 @@ class TestLosses:
         trainer = start(tmp_path, OPTIONS, init=None, config=TINY)
         trainer.elapsed_seconds = 5.0  # past the warm-up
         batch = collate(clips)
-        seen = [trainer.step(batch) for _ in range(40)]
+        seen = [trainer.step(batch) for _ in range(60)]
         for name in ("depth", "flow_log", "flow", "motion", "motion_iou"):
             assert seen[-1][name] < 0.97 * seen[0][name], name
 
