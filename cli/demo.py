@@ -61,6 +61,6 @@ def demo(
     console.print(f"pictures: {page}", markup=False, highlight=False)
     console.print(
         "l4p:mini is a network of 4.5 M parameters that a CPU trained on other worlds, not the paper's of 1.3 B: "
-        "docs/l4p-mini.md says what it can and cannot do.",
+        "teachers/l4p/mini/README.md says what it can and cannot do.",
         markup=False,
     )
