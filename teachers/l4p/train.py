@@ -182,7 +182,7 @@ WEIGHTS = {
     "depth": 2.0, "depth_slope": 1.0, "flow": 0.2, "flow_log": 2.0, "motion": 1.0, "motion_iou": 0.5,
     "ray": 4.0, "moment": 0.5, "rotation": 4.0, "centre": 1.0,
 }  # fmt: skip
-"""What each loss counts; chosen so that none of the four maps drowns another (docs/l4p.md)."""
+"""What each loss counts; chosen so that none of the four maps drowns another; not tuned."""
 
 
 def losses(maps: dict[Modality, Tensor], batch: Batch) -> dict[str, Tensor]:
