@@ -282,7 +282,7 @@ def predict(model: L4P, pixels_bcthw: Tensor) -> dict[Modality, Tensor]:
 LAST_LAYERS, LAST_SHARE = ("narrow", "smooth", "predict"), 0.2
 """The layers behind and before a head's last ReLU learn at a fifth of the rate, and start with all units on. Until the
 encoder sees motion, the best flow is none, and at the full rate the head finds it by silencing every unit of that ReLU
-within a few hundred steps: no gradient comes through again. (Seen in three runs of three.)"""
+within a few hundred steps: no gradient comes through again. (Seen both times it was looked for.)"""
 
 
 class Optimizer:
