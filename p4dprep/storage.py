@@ -56,6 +56,12 @@ def redact(text: str) -> str:
     return _SECRET.sub(r"\g<key>\g<sep>***", text)
 
 
+def one_line(error: BaseException) -> str:
+    """A foreign error within a message of ours: its type and text on one line, without credentials, cut to fit."""
+    text = " ".join(redact(str(error)).split())
+    return f"{type(error).__name__}: {text[:300]}{'...' if len(text) > 300 else ''}"
+
+
 def sha256_hex(data: bytes | memoryview) -> str:
     """Digest of an object, as commit records keep it."""
     return hashlib.sha256(data).hexdigest()

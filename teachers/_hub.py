@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from p4dprep.errors import RequestError, TeacherError
 from p4dprep.registry import take_options
-from p4dprep.storage import redact
+from p4dprep.storage import one_line
 from p4dprep.targets import Teacher
 
 if TYPE_CHECKING:
@@ -119,12 +119,6 @@ def _download(name: str, revision: str | None, patterns: tuple[str, ...]) -> Pat
         ) from None
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
         raise TeacherError(f"weights {asked} cannot be fetched: {one_line(error)}") from None
-
-
-def one_line(error: BaseException) -> str:
-    """A foreign error within a message of ours: its type and text on one line, without credentials, cut to fit."""
-    text = " ".join(redact(str(error)).split())
-    return f"{type(error).__name__}: {text[:300]}{'...' if len(text) > 300 else ''}"
 
 
 def weights_digest(folder: Path, *, patterns: tuple[str, ...] = HUB_FORMAT) -> str:

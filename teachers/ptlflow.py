@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from p4dprep.errors import RequestError, TeacherError, TeacherOutputError
 from p4dprep.registry import take_options
+from p4dprep.storage import one_line
 from p4dprep.targets import FrameBatch, FrameGeometry, Predictions, TargetSpec, Teacher, TeacherInfo
 from teachers._flow import DIRECTIONS, Direction, as_direction, flow_target, frame_pairs
-from teachers._hub import file_digest, library_version, one_line
+from teachers._hub import file_digest, library_version
 
 CODE_VERSION = "1"
 PAIRS_PER_FORWARD = 4

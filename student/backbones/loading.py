@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from p4dprep.errors import RequestError
-from p4dprep.storage import redact
+from p4dprep.storage import one_line
 from student.backbones.adapter import FamilyAdapter
 from student.backbones.internvl import InternVLAdapter
 from student.backbones.llava_onevision import LlavaOnevisionAdapter
@@ -74,7 +74,7 @@ def load(
                 output_loading_info=True,
             )
     except Exception as error:  # a damaged file fails in many libraries' own ways
-        raise RequestError(f"cannot load student {model} as {adapter.model_class}: {_one_line(error)}") from error
+        raise RequestError(f"cannot load student {model} as {adapter.model_class}: {one_line(error)}") from error
     if missing := sorted(report["missing_keys"]):
         lacks = f"lacks {len(missing)} weights of {adapter.model_class}, such as {missing[0]}"
         raise RequestError(f"student {model} {lacks}; it would start with random ones")
@@ -93,7 +93,7 @@ def load_adapter(model: str | os.PathLike[str], revision: str | None = None) -> 
     try:
         content, _ = transformers.PreTrainedConfig.get_config_dict(folder, local_files_only=True)
     except Exception as error:
-        raise RequestError(f"no student in {model}: {_one_line(error)}") from error
+        raise RequestError(f"no student in {model}: {one_line(error)}") from error
     if "model_type" not in content:
         raise RequestError(f"no student in {model}: there is no config.json that names a model_type")
     family = _family(content["model_type"], model)
@@ -104,7 +104,7 @@ def load_adapter(model: str | os.PathLike[str], revision: str | None = None) -> 
         )
     except Exception as error:
         needs = f" (it needs the package {family.requirement})" if family.requirement else ""
-        raise RequestError(f"cannot load the processor of student {model}{needs}: {_one_line(error)}") from error
+        raise RequestError(f"cannot load the processor of student {model}{needs}: {one_line(error)}") from error
     return family(processor, config, folder)
 
 
@@ -121,9 +121,7 @@ def _folder(model: str | os.PathLike[str], revision: str | None, patterns: tuple
         return Path(snapshot_download(str(model), revision=revision, allow_patterns=list(patterns)))
     except Exception as error:  # the hub's client, HTTP and the disk each fail in their own ways
         asked = f"{model} at {revision}" if revision else f"{model}"
-        raise RequestError(
-            f"student {asked} is no folder and cannot be had from the hub: {_one_line(error)}"
-        ) from error
+        raise RequestError(f"student {asked} is no folder and cannot be had from the hub: {one_line(error)}") from error
 
 
 def _family(model_type: str, model: str | os.PathLike[str]) -> type[FamilyAdapter]:
@@ -147,9 +145,3 @@ def no_progress_bar() -> Iterator[None]:
     finally:
         if enabled:
             logging.enable_progress_bar()
-
-
-def _one_line(error: BaseException) -> str:
-    """A foreign error within a message of ours: its type and text on one line, without credentials, cut to fit."""
-    text = " ".join(redact(str(error)).split())
-    return f"{type(error).__name__}: {text[:300]}{'...' if len(text) > 300 else ''}"
