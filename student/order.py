@@ -1,7 +1,7 @@
 """The order of training: which samples make which batch, as a pure function of seed, epoch and step.
 
 Nothing else enters: no random state, no number of workers or ranks, no version of a library. So a run resumes in the
-middle of an epoch by naming the step, and every rank works out its own share.
+middle of an epoch by naming the steps it has done, and every rank works out its own share.
 """
 
 from collections.abc import Iterator
@@ -83,32 +83,47 @@ class BatchOrder:
         return order.take(range(first, first + self.batch_size), mode="wrap")
 
 
-class RankBatches(Sampler[list[SampleKey]]):
-    """One rank's part of an epoch's batches, for a DataLoader's `batch_sampler`.
+class RunBatches(Sampler[list[SampleKey]]):
+    """One rank's micro-batches of a whole run, for a DataLoader's `batch_sampler`.
 
     Rank r of n takes every n-th sample of each batch, so a step sees the same samples whatever n is.
 
     Args:
         order: of the whole run.
-        epoch: which epoch.
-        first_step: where in it to begin; a resumed run names the steps it has done.
+        num_steps: batches of the run, over all its epochs.
+        micro_batch_size: samples that a rank takes at once.
+        first_step: where to begin; a resumed run names the steps it has done.
         rank: of this process.
-        num_ranks: how many there are; it must divide the batch size.
+        num_ranks: how many there are; with the micro-batch's size it must divide the batch size.
     """
 
     def __init__(
-        self, order: BatchOrder, epoch: int, *, first_step: int = 0, rank: int = 0, num_ranks: int = 1
+        self,
+        order: BatchOrder,
+        *,
+        num_steps: int,
+        micro_batch_size: int,
+        first_step: int = 0,
+        rank: int = 0,
+        num_ranks: int = 1,
     ) -> None:
-        if not 0 <= rank < num_ranks or order.batch_size % num_ranks:
-            raise RequestError(f"{num_ranks} ranks must divide the batch size {order.batch_size}; rank is {rank}")
-        if not 0 <= first_step <= order.num_steps:
-            raise RequestError(f"an epoch has {order.num_steps} steps; it cannot go on from step {first_step}")
-        self.order, self.epoch, self.first_step, self.rank, self.num_ranks = order, epoch, first_step, rank, num_ranks
+        if not 0 <= rank < num_ranks or order.batch_size % (num_ranks * micro_batch_size):
+            raise RequestError(
+                f"{num_ranks} ranks with micro-batches of {micro_batch_size} must divide the batch size "
+                f"{order.batch_size}; rank is {rank}"
+            )
+        if not 0 <= first_step <= num_steps:
+            raise RequestError(f"the run has {num_steps} steps; it cannot go on from step {first_step}")
+        self.order, self.num_steps, self.micro_batch_size = order, num_steps, micro_batch_size
+        self.first_step, self.rank, self.num_ranks = first_step, rank, num_ranks
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        for step in range(self.first_step, self.order.num_steps):
-            rows = self.order.rows(self.epoch, step)[self.rank :: self.num_ranks]
-            yield [SampleKey(self.epoch, row) for row in rows.tolist()]
+        for number in range(self.first_step, self.num_steps):
+            epoch, step = divmod(number, self.order.num_steps)
+            keys = [SampleKey(epoch, row) for row in self.order.rows(epoch, step)[self.rank :: self.num_ranks].tolist()]
+            for first in range(0, len(keys), self.micro_batch_size):
+                yield keys[first : first + self.micro_batch_size]
 
     def __len__(self) -> int:
-        return self.order.num_steps - self.first_step
+        """Micro-batches of the whole run, those that are done included: transformers counts its steps by it."""
+        return self.num_steps * (self.order.batch_size // (self.num_ranks * self.micro_batch_size))

@@ -23,7 +23,7 @@ from p4dprep.video import Decoder
 from student import targets as targets_module
 from student.conversations import Report, read_conversations
 from student.data import DataConfig, TrainingData, TrainingSample, collate, join
-from student.order import BatchOrder, RankBatches, SampleKey
+from student.order import BatchOrder, RunBatches, SampleKey
 from tests import cache_builder
 from tests.cache_builder import SAMPLING, SIZE, build_cache
 
@@ -132,7 +132,8 @@ class TestSamples:
         data, cache = opened([talk(str(n % 3), id=f"{n}:{n % 3}") for n in range(7)]), Cache.open(str(folder / "cache"))
         seen = []
         for num_workers in (0, 2):
-            sampler = RankBatches(BatchOrder(num_samples=len(data), batch_size=3, seed=1), 0)
+            order = BatchOrder(num_samples=len(data), batch_size=3, seed=1)
+            sampler = RunBatches(order, num_steps=order.num_steps, micro_batch_size=3)
             loader = DataLoader(data, batch_sampler=sampler, num_workers=num_workers, collate_fn=collate)
             ids = []
             for samples, targets in loader:

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from p4dprep.errors import RequestError
-from student.order import BatchOrder, RankBatches, SampleKey, epoch_order, mixed
+from student.order import BatchOrder, RunBatches, SampleKey, epoch_order, mixed
 
 
 def splitmix64(state: int) -> int:
@@ -62,31 +62,34 @@ def test_workers_and_ranks_do_not_change_a_step(num_workers: int, num_ranks: int
     order = BatchOrder(num_samples=11, batch_size=4, seed=3)
     ranks = []
     for rank in range(num_ranks):
-        sampler = RankBatches(order, 1, rank=rank, num_ranks=num_ranks)
+        sampler = RunBatches(order, num_steps=6, micro_batch_size=2, first_step=3, rank=rank, num_ranks=num_ranks)
         loader = DataLoader(Keys(), batch_sampler=sampler, num_workers=num_workers, collate_fn=list)
-        ranks.append(list(loader))
+        micro = list(loader)
+        size = len(micro) // 3
+        ranks.append([[*chain(*micro[first : first + size])] for first in range(0, len(micro), size)])
     steps = [[*chain.from_iterable(zip(*parts, strict=True))] for parts in zip(*ranks, strict=True)]
     assert steps == [[(1, row) for row in order.rows(1, step).tolist()] for step in range(3)]
 
 
-def test_a_resumed_epoch_goes_on_exactly_where_it_was_left() -> None:
-    order = BatchOrder(num_samples=50, batch_size=4, seed=9)
-    whole = list(RankBatches(order, 2))
+def test_a_resumed_run_goes_on_exactly_where_it_was_left() -> None:
+    order = BatchOrder(num_samples=10, batch_size=4, seed=9)
+    whole = list(RunBatches(order, num_steps=7, micro_batch_size=2))
+    assert [key.epoch for key, _ in whole] == [0] * 6 + [1] * 6 + [2] * 2
     torch.manual_seed(123)  # nothing of torch's or numpy's state may matter
-    for step in range(order.num_steps + 1):
-        resumed = RankBatches(order, 2, first_step=step)
-        assert list(resumed) == whole[step:]
-        assert len(resumed) == len(whole) - step
+    for step in range(8):
+        resumed = RunBatches(order, num_steps=7, micro_batch_size=2, first_step=step)
+        assert list(resumed) == whole[2 * step :]
+        assert len(resumed) == len(whole)
 
 
 def test_wrong_requests_are_refused() -> None:
     order = BatchOrder(num_samples=10, batch_size=4)
-    with pytest.raises(RequestError, match="3 ranks must divide the batch size 4"):
-        RankBatches(order, 0, num_ranks=3)
+    with pytest.raises(RequestError, match="3 ranks with micro-batches of 1 must divide the batch size 4"):
+        RunBatches(order, num_steps=1, micro_batch_size=1, num_ranks=3)
     with pytest.raises(RequestError, match="rank is 2"):
-        RankBatches(order, 0, rank=2, num_ranks=2)
+        RunBatches(order, num_steps=1, micro_batch_size=1, rank=2, num_ranks=2)
     with pytest.raises(RequestError, match="has 3 steps; it cannot go on from step 4"):
-        RankBatches(order, 0, first_step=4)
+        RunBatches(order, num_steps=3, micro_batch_size=1, first_step=4)
     with pytest.raises(ValueError, match="no step 3 of epoch 0"):
         order.rows(0, 3)
     with pytest.raises(RequestError, match="there must be a sample"):
