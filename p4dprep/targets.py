@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from p4dprep.errors import RequestError, TeacherOutputError
 
 Quantity = Literal[
+    "rgb frames",
     "metric depth",
     "relative depth",
     "relative disparity",
@@ -30,7 +31,10 @@ Quantity = Literal[
     "camera pose",
     "camera intrinsics",
     "latents",
+    "vision features",
 ]
+RGB_DIMS = ("t", "y", "x", "rgb")
+"""Axes of the quantity `rgb frames`: pictures as they were decoded, kept for training, not made by a teacher."""
 DType = Literal["float32", "float16", "bool", "uint8"]
 Transform = Literal["flip_x"]
 InvalidFrames = Literal["none", "first", "last"]
@@ -111,6 +115,11 @@ class TargetSpec:
             raise RequestError(f"target {self.name}: unknown quantity {self.quantity!r}; one of {get_args(Quantity)}")
         if self.invalid_frames != "none" and self.dims[0] != "t":
             raise RequestError(f"target {self.name}: invalid_frames needs `t` as the first dim, not {self.dims}")
+        if self.quantity == "rgb frames" and (self.dtype, self.dims, self.shape[-1]) != ("uint8", RGB_DIMS, 3):
+            raise RequestError(
+                f"target {self.name}: rgb frames are uint8 of {RGB_DIMS} with three colours, not {self.dtype} of "
+                f"{self.dims} {self.shape}"
+            )
 
     @property
     def num_values(self) -> int:
@@ -272,6 +281,10 @@ class Teacher(ABC):
     @abstractmethod
     def resolved_spec(self) -> tuple[str, dict[str, str]]:
         """Argument and options that name the very same weights again: a hub revision as a commit hash, say."""
+
+    def frame_size(self, frames: FrameGeometry) -> tuple[int, int]:
+        """Height and width of the frames that `predict` wants, where they are not those of the cache."""
+        return frames.height, frames.width
 
     @abstractmethod
     def targets(self, frames: FrameGeometry) -> tuple[TargetSpec, ...]:

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from p4dprep.corpus import Sampling
 from p4dprep.errors import RequestError
+from p4dprep.extract.frames import KIND, parse_size
 
 ALL_TEACHERS = "all"
 """Key of a per-teacher setting that holds for every teacher not named."""
@@ -18,6 +19,7 @@ class ExtractConfig(BaseModel):
         source: file, folder, glob, URL of those, or manifest.
         cache: folder or URL of the cache.
         teachers: `[NAME=]KIND[:ARGUMENT][?option=value]`, one each.
+        keep_frames: height and width at which the frames themselves are kept too, as the group `frames`.
         frames: frames per clip.
         fps: sampled frames per second; makes windows instead of one uniform sample over the clip.
         stride: sampled frames between two windows' starts; by default windows do not overlap.
@@ -38,7 +40,8 @@ class ExtractConfig(BaseModel):
 
     source: str = Field(min_length=1)
     cache: str = Field(min_length=1)
-    teachers: tuple[str, ...] = Field(min_length=1)
+    teachers: tuple[str, ...] = ()
+    keep_frames: tuple[int, int] | None = None
     frames: int = Field(default=16, ge=1, le=4096)
     fps: float | None = Field(default=None, gt=0, le=1000)
     stride: int | None = Field(default=None, ge=1)
@@ -54,25 +57,29 @@ class ExtractConfig(BaseModel):
     allow_http: bool = False
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
 
-    @field_validator("size", mode="before")
+    @field_validator("size", "keep_frames", mode="before")
     @classmethod
     def _parse_size(cls, value: object) -> object:
         """Accept 224, "224" and "HEIGHTxWIDTH"."""
-        parts = str(value).lower().split("x") if isinstance(value, int | str) else value
-        return parts * 2 if isinstance(parts, list) and len(parts) == 1 else parts
-
-    @field_validator("size")
-    @classmethod
-    def _check_size(cls, value: tuple[int, int]) -> tuple[int, int]:
-        if not all(16 <= side <= 4096 for side in value):
-            raise ValueError("each side must lie between 16 and 4096 pixels")
-        return value
+        return None if value is None else parse_size(value)
 
     @field_validator("workers", "batch_size", "gpus", mode="before")
     @classmethod
     def _one_for_all(cls, value: object) -> object:
         """Accept a plain number for every teacher."""
         return {ALL_TEACHERS: value} if isinstance(value, int | float | str) else value
+
+    @property
+    def producers(self) -> tuple[str, ...]:
+        """What fills groups: the teachers, and the frames to keep.
+
+        Raises:
+            RequestError: there is neither.
+        """
+        if not self.teachers and self.keep_frames is None:
+            raise RequestError("nothing to extract: name a teacher with --teacher, or keep frames with --keep-frames")
+        frames = () if self.keep_frames is None else (f"{KIND}:{self.keep_frames[0]}x{self.keep_frames[1]}",)
+        return self.teachers + frames
 
     @property
     def sampling(self) -> Sampling:

@@ -20,6 +20,7 @@ from p4dprep.cache import Cache, ClipStates
 from p4dprep.errors import RequestError, StorageError, VideoError
 from p4dprep.extract.config import ALL_TEACHERS, ExtractConfig
 from p4dprep.extract.fingerprint import group_fingerprint
+from p4dprep.extract.frames import KeptFrames, build
 from p4dprep.extract.worker import ClipTask, UnitTask, WorkerConfig
 from p4dprep.storage import redact
 from p4dprep.targets import Resources, Teacher
@@ -122,9 +123,9 @@ def make_plan(config: ExtractConfig) -> JobPlan:
         StorageError: the cache cannot be written.
     """
     sampling = config.sampling
-    named = _named_teachers(config.teachers)
+    named = _named_teachers(config.producers)
     _check_names(config, {spec.name for spec in named})
-    teachers = [(spec, registry.build(spec)) for spec in named]
+    teachers = [(spec, build(spec)) for spec in named]
     for _, teacher in teachers:
         teacher.targets(sampling.geometry())  # a geometry the teacher refuses is said before any work
     table = find_corpus(config)
@@ -265,8 +266,10 @@ def _plan_group(
 
 def _resources(config: ExtractConfig, name: str, teacher: Teacher) -> Resources:
     declared = teacher.resources
+    # What is asked for all teachers is not meant for frames: a GPU would keep others waiting, a batch gains nothing.
+    for_all = name if isinstance(teacher, KeptFrames) else ALL_TEACHERS
     return replace(
         declared,
-        batch_size=config.batch_size.get(name, config.batch_size.get(ALL_TEACHERS, declared.batch_size)),
-        num_gpus=config.gpus.get(name, config.gpus.get(ALL_TEACHERS, declared.num_gpus)),
+        batch_size=config.batch_size.get(name, config.batch_size.get(for_all, declared.batch_size)),
+        num_gpus=config.gpus.get(name, config.gpus.get(for_all, declared.num_gpus)),
     )

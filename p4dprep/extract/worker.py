@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -28,6 +28,7 @@ from p4dprep.errors import (
     VideoError,
 )
 from p4dprep.extract.fingerprint import group_fingerprint
+from p4dprep.extract.frames import build
 from p4dprep.targets import FrameBatch, Predictions, Resources, Teacher, check_predictions
 from p4dprep.video import ClipFrames, Decoder, local_copy
 
@@ -122,11 +123,12 @@ class Worker:
     def __init__(self, config: WorkerConfig) -> None:
         self._storage_options = config.storage_options
         cache = Cache.open(config.cache_url, config.storage_options)
-        self._sampling: Sampling = cache.sampling
         self._group: Group = cache.group(config.group)
         self._batch_size = config.resources.batch_size
-        self._teacher: Teacher = registry.build(config.teacher)
-        self._refuse_other_weights(config)
+        self._teacher: Teacher = build(config.teacher)
+        self._refuse_other_weights(config, cache.sampling)
+        height, width = self._teacher.frame_size(cache.sampling.geometry())
+        self._sampling = replace(cache.sampling, height=height, width=width)
         self._teacher.setup("cuda:0" if config.resources.num_gpus else "cpu")
         self._teacher_lock = threading.Lock()
         self._writers = ThreadPoolExecutor(NUM_WRITERS, thread_name_prefix="write")
@@ -134,8 +136,8 @@ class Worker:
         self._decoders: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
         self._num_faults_in_a_row = 0
 
-    def _refuse_other_weights(self, config: WorkerConfig) -> None:
-        found = group_fingerprint(config.teacher.kind, self._teacher, self._sampling)
+    def _refuse_other_weights(self, config: WorkerConfig, sampling: Sampling) -> None:
+        found = group_fingerprint(config.teacher.kind, self._teacher, sampling)
         recorded = dict(self._group.fingerprint)
         differing = sorted(key for key in found | recorded if found.get(key) != recorded.get(key))
         if differing:

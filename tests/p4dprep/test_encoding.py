@@ -11,7 +11,7 @@ from p4dprep import encoding
 from p4dprep.encoding import Encoded, FixedPointFlow
 from p4dprep.errors import CacheFormatError
 from p4dprep.targets import Quantity, TargetSpec
-from tests.p4dprep.cache.builders import DEPTH, FLOW, LATENTS, LOGIT, MASK, RAYS, make_values
+from tests.p4dprep.cache.builders import DEPTH, FLOW, FRAMES, LATENTS, LOGIT, MASK, RAYS, make_values
 
 
 def encode(values: NDArray[Any], spec: TargetSpec) -> Encoded:
@@ -172,6 +172,14 @@ class TestPose(EncodingContract):
         assert round_trip(values, self.spec).tobytes() == values.tobytes()
 
 
+class TestFrames(EncodingContract):
+    spec = FRAMES
+
+    def test_every_bit_survives(self) -> None:
+        values = make_values(FRAMES, 1)
+        np.testing.assert_array_equal(round_trip(values, FRAMES), values)
+
+
 def least_cosine(ours: NDArray[Any], wanted: NDArray[Any]) -> float:
     ours, wanted = ours.astype(np.float64), wanted.astype(np.float64)
     norms = np.linalg.norm(ours, axis=-1) * np.linalg.norm(wanted, axis=-1)
@@ -229,7 +237,7 @@ class TestLatents(EncodingContract):
 
 def test_every_quantity_has_an_encoding() -> None:
     for quantity in get_args(Quantity):
-        spec = dataclasses.replace(FLOW, quantity=quantity)
+        spec = FRAMES if quantity == FRAMES.quantity else dataclasses.replace(FLOW, quantity=quantity)
         assert encoding.choose(spec).stored(spec)
 
 

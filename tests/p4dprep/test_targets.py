@@ -7,9 +7,10 @@ import pytest
 from numpy.typing import NDArray
 
 from p4dprep.errors import RequestError, TeacherOutputError
-from p4dprep.targets import FrameBatch, Predictions, Resources, TargetSpec, check_predictions
+from p4dprep.targets import RGB_DIMS, FrameBatch, Predictions, Resources, TargetSpec, check_predictions
 
 SHAPE = (3, 4, 5)
+FRAMES = {"quantity": "rgb frames", "dtype": "uint8", "dims": RGB_DIMS, "shape": (*SHAPE, 3)}
 
 
 def depth_spec(**changes: Any) -> TargetSpec:
@@ -48,6 +49,9 @@ def batch(*clip_ids: str) -> FrameBatch:
         ({"dims": ("t", "y", "y")}, "do not fit shape"),
         ({"quantity": "depth"}, "unknown quantity"),
         ({"dims": ("y", "t", "x"), "invalid_frames": "first"}, "needs `t` as the first dim"),
+        ({"quantity": "rgb frames"}, "rgb frames are uint8 of .* with three colours, not float32"),
+        ({**FRAMES, "dtype": "float32"}, "rgb frames are uint8"),
+        ({**FRAMES, "shape": (*SHAPE, 4)}, "three colours, not uint8 of .*, 4"),
     ],
 )
 def test_a_declaration_that_cannot_be_is_refused(changes: dict[str, Any], message: str) -> None:

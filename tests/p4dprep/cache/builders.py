@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from p4dprep.cache import Cache, ClipResult, Group
 from p4dprep.corpus import Sampling
-from p4dprep.targets import TargetSpec
+from p4dprep.targets import RGB_DIMS, TargetSpec
 from tests.s3 import Place
 
 SAMPLING = Sampling(num_frames=4, height=16, width=24)
@@ -32,7 +32,11 @@ RAYS = TargetSpec(
 LATENTS = TargetSpec(
     name="tap2", dims=("token", "channel"), shape=(32, 24), dtype="float16", units="1", quantity="latents"
 )
-ALL_SPECS = (FLOW, DEPTH, LOGIT, MASK, RAYS, LATENTS)
+FRAMES = TargetSpec(
+    name="frames", dims=RGB_DIMS, shape=(T, H, W, 3), dtype="uint8", units="1", quantity="rgb frames",
+    transforms=("flip_x",),
+)  # fmt: skip
+ALL_SPECS = (FLOW, DEPTH, LOGIT, MASK, RAYS, FRAMES, LATENTS)
 FEW_SPECS = (FLOW, LATENTS)
 
 
@@ -41,6 +45,8 @@ def make_values(spec: TargetSpec, seed: int) -> NDArray[np.generic]:
     rng = np.random.default_rng([seed, len(spec.name)])
     if spec.dtype == "bool":
         return rng.random(spec.shape) > 0.5
+    if spec.dtype == "uint8":
+        return rng.integers(0, 256, spec.shape, np.uint8)
     values = rng.normal(0, 3, spec.shape)
     values = np.exp(values / 3) if spec.quantity == "metric depth" else values
     values = values.astype(spec.dtype)
@@ -79,7 +85,7 @@ def write(group: Group, index: int, noise: float = 0.0) -> ClipResult:
     arrays = {}
     for spec in group.targets:
         values = make_values(spec, index)
-        if noise and spec.dtype != "bool":
+        if noise and spec.dtype not in ("bool", "uint8"):
             values = (values * (1 + noise * rng.normal(size=spec.shape))).astype(spec.dtype)
         arrays[spec.name] = values
     objects = group.write_clip(index, arrays, make_times(index))

@@ -34,10 +34,13 @@ def test_a_plain_number_of_workers_holds_for_all_teachers() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"teachers": ()}, "teachers"),
         ({"frames": 0}, "frames.*greater than or equal to 1"),
         ({"size": "8x8"}, "size.*between 16 and 4096"),
-        ({"size": "big"}, "size"),
+        ({"size": "big"}, "size 'big' is not 224 or HEIGHTxWIDTH"),
+        ({"keep_frames": "224x"}, "keep_frames.*size '224x' is not 224 or HEIGHTxWIDTH"),
+        ({"keep_frames": 8192}, "keep_frames.*'8192'.*between 16 and 4096"),
+        ({"keep_frames": [224, 224, 3]}, "keep_frames.*'224x224x3'"),
+        ({"keep_frames": 224.5}, "keep_frames.*'224.5'"),
         ({"coverage": 1.5}, "coverage.*less than or equal to 1"),
         ({"resize": "crop"}, "resize.*squash"),
         ({"limit": 0}, "limit"),
@@ -47,6 +50,13 @@ def test_a_plain_number_of_workers_holds_for_all_teachers() -> None:
 def test_a_wrong_field_is_named_with_its_rule(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         parse_config(request(**changes))
+
+
+def test_frames_to_keep_are_one_more_producer_and_may_be_the_only_one() -> None:
+    assert parse_config(request(keep_frames="336")).producers == ("opencv-dis", "frames:336x336")
+    assert parse_config(request(teachers=(), keep_frames=(90, 160))).producers == ("frames:90x160",)
+    with pytest.raises(RequestError, match="nothing to extract: name a teacher with --teacher, or keep frames with"):
+        _ = parse_config(request(teachers=())).producers
 
 
 def test_stride_without_fps_is_refused() -> None:
