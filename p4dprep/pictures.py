@@ -25,7 +25,7 @@ RGB = NDArray[np.uint8]
 MAX_COLUMNS = 8
 """More frames than these would not be legible in one strip at 100%."""
 
-_CELL_WIDTH, _LABEL_WIDTH, _GAP, _TITLE_HEIGHT, _TIMES_HEIGHT = 150, 190, 4, 34, 22
+_CELL_WIDTH, _LABEL_WIDTH, _GAP, _GROUP_GAP, _TITLE_HEIGHT, _TIMES_HEIGHT = 150, 190, 4, 12, 34, 22
 _PAPER, _INK, _FAINT = (22, 24, 29), (236, 238, 242), (154, 161, 173)
 _HATCH = (86, 104)
 _MOVING = np.array([255, 40, 150], np.float32)
@@ -42,12 +42,14 @@ class Row:
         caption: quantity, range and units.
         rgb_thwc: uint8 RGB, (t, h, w, 3); t may be shorter than the clip's frames (a tubelet of 2 halves it).
         legend: a small uint8 RGB picture (h, w, 3) that explains the colours, if they have an order.
+        starts_group: whether it stands apart from the row above it.
     """
 
     title: str
     caption: str
     rgb_thwc: RGB
     legend: RGB | None = None
+    starts_group: bool = False
 
     def __post_init__(self) -> None:
         shape = self.rgb_thwc.shape
@@ -73,12 +75,12 @@ def _has_value(values_c: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 
 def _stretch(
-    values: NDArray[np.float32], valid: NDArray[np.bool_], percentiles: tuple[float, float] = (2, 98)
+    values: NDArray[np.float32], valid: NDArray[np.bool_], like_n: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], float, float]:
-    """Values brought to 0..1 between two percentiles of the valid ones, and the values there; NaN becomes 0."""
-    if not valid.any():
+    """Values brought to 0..1 between the 2nd and 98th percentile of `like_n`, and these; 0 where not valid."""
+    if not like_n.size:
         return np.zeros_like(values), float("nan"), float("nan")
-    low, high = (float(value) for value in np.percentile(values[valid], percentiles))
+    low, high = (float(value) for value in np.percentile(like_n, (2, 98)))
     unit = (values - low) / max(high - low, 1e-12) if high > low else np.full_like(values, 0.5)
     return np.clip(np.where(valid, unit, 0), 0, 1).astype(np.float32), low, high
 
@@ -89,7 +91,10 @@ def _turbo(unit: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def depth_rgb(
-    depth_thw: ArrayLike, *, quantity: Literal["metric depth", "relative depth", "relative disparity"]
+    depth_thw: ArrayLike,
+    *,
+    quantity: Literal["metric depth", "relative depth", "relative disparity"],
+    like: ArrayLike | None = None,
 ) -> tuple[RGB, float, float]:
     """Colours of a depth or disparity clip: near is always red, far is always blue.
 
@@ -99,22 +104,29 @@ def depth_rgb(
     Args:
         depth_thw: (t, h, w), NaN where there is no depth.
         quantity: `relative disparity` grows towards the camera, the others away from it.
+        like: the clip whose percentiles end the colours, so that two clips can be compared; None takes this one.
 
     Returns:
-        uint8 (t, h, w, 3), and the given values at the far and near end of the colours (NaN if there is none).
+        uint8 (t, h, w, 3), and the values at the far and near end of the colours (NaN if there is none).
     """
-    depth = np.asarray(depth_thw, np.float32)
     is_disparity = quantity == "relative disparity"
-    valid = np.isfinite(depth) & (is_disparity | (depth > 0))
-    nearness: NDArray[np.float32] = depth if is_disparity else np.reciprocal(np.where(valid, depth, np.float32(1)))
-    unit, far, near = _stretch(nearness, valid)
+    nearness, valid = _nearness(depth_thw, is_disparity)
+    like_nearness, like_valid = (nearness, valid) if like is None else _nearness(like, is_disparity)
+    unit, far, near = _stretch(nearness, valid, like_nearness[like_valid])
     rgb = _turbo(unit)
     if not is_disparity:
         far, near = (1 / value if value else float("inf") for value in (far, near))
     return _hatched(rgb, valid), far, near
 
 
-def flow_rgb(flow_thw2: ArrayLike) -> tuple[RGB, float, float]:
+def _nearness(depth_thw: ArrayLike, is_disparity: bool) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """What grows towards the camera, and where there is a value."""
+    depth = np.asarray(depth_thw, np.float32)
+    valid = np.isfinite(depth) & (is_disparity | (depth > 0))
+    return depth if is_disparity else np.reciprocal(np.where(valid, depth, np.float32(1))), valid
+
+
+def flow_rgb(flow_thw2: ArrayLike, *, like: ArrayLike | None = None) -> tuple[RGB, float, float]:
     """Colours of a flow clip on the Middlebury wheel: hue is direction, strength of colour is length, white is rest.
 
     Source: Baker et al., "A Database and Evaluation Methodology for Optical Flow", IJCV 2011. Full colour is the 99th
@@ -123,6 +135,7 @@ def flow_rgb(flow_thw2: ArrayLike) -> tuple[RGB, float, float]:
 
     Args:
         flow_thw2: (t, h, w, 2), right and down in pixels; NaN where there is none.
+        like: the clip whose lengths decide what full colour is; None takes this one.
 
     Returns:
         uint8 (t, h, w, 3), the length at full colour and the longest length, in pixels (NaN if there is none).
@@ -134,12 +147,18 @@ def flow_rgb(flow_thw2: ArrayLike) -> tuple[RGB, float, float]:
     if not valid.any():
         return _hatched(np.zeros((*valid.shape, 3)), valid), float("nan"), float("nan")
     longest = float(length[valid].max())
-    full = float(np.percentile(length[valid], 99)) or longest
+    like_length = length[valid] if like is None else _lengths(np.asarray(like, np.float32))
+    full = (float(np.percentile(like_length, 99)) or float(like_length.max())) if like_length.size else longest
     radius = (length / max(full, 1e-6))[..., None]
     step = (np.arctan2(-flow[..., 1], -flow[..., 0]) / np.pi + 1) / 2 * _WHEEL_STEPS[-1]
     hue = np.stack([np.interp(step, _WHEEL_STEPS, channel) for channel in zip(*_WHEEL_RGB, strict=True)], axis=-1)
     rgb = np.where(radius <= 1, 255 - radius * (255 - hue), 0.75 * hue)
     return _hatched(rgb, valid), full, longest
+
+
+def _lengths(vectors_thwc: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Lengths (n,) of the vectors that exist."""
+    return np.asarray(np.linalg.norm(vectors_thwc[_has_value(vectors_thwc)], axis=-1), np.float32)
 
 
 def motion_rgb(
@@ -166,7 +185,7 @@ def motion_rgb(
     return _hatched(grey + 0.75 * share[..., None] * (_MOVING - grey), valid)
 
 
-def rays_rgb(rays_thwc: ArrayLike) -> tuple[RGB, RGB, float]:
+def rays_rgb(rays_thwc: ArrayLike, *, like: ArrayLike | None = None) -> tuple[RGB, RGB, float]:
     """Plücker rays `[d, o x d]` as two pictures: where each pixel looks, and how far its ray passes the origin.
 
     Directions are `(d + 1) / 2` as red, green and blue, comparable between clips. Moments are drawn about grey, scaled
@@ -174,16 +193,19 @@ def rays_rgb(rays_thwc: ArrayLike) -> tuple[RGB, RGB, float]:
 
     Args:
         rays_thwc: (t, h, w, 6); NaN where there is none.
+        like: the clip whose longest moment has full colour; None takes this one.
 
     Returns:
-        Directions and moments, uint8 (t, h, w, 3), and the longest moment in the cache's unit of length.
+        Directions and moments, uint8 (t, h, w, 3), and the longest moment, of full colour, in the cache's unit of
+        length.
     """
     rays = np.asarray(rays_thwc, np.float32)
     valid = _has_value(rays)
     rays = np.where(valid[..., None], rays, 0)
     direction, moment = rays[..., :3], rays[..., 3:]
     direction = direction / np.maximum(np.linalg.norm(direction, axis=-1, keepdims=True), 1e-6)
-    longest = float(np.linalg.norm(moment, axis=-1).max())
+    like_moment = moment if like is None else np.asarray(like, np.float32)[..., 3:]
+    longest = float(_lengths(like_moment).max(initial=0))
     colours = (127.5 * (1 + direction), 127.5 * (1 + moment / max(longest, 1e-6)))
     return _hatched(colours[0], valid), _hatched(colours[1], valid), longest
 
@@ -217,7 +239,7 @@ def _principal_axes(tokens_nc: NDArray[np.float32], num_axes: int = 3) -> NDArra
     return np.pad(axes * signs, ((0, 0), (0, num_axes - axes.shape[1])))
 
 
-def latents_rgb(latents_thwc: ArrayLike) -> RGB:
+def latents_rgb(latents_thwc: ArrayLike, *, like: ArrayLike | None = None) -> RGB:
     """One layer's latents: their first three principal components as red, green and blue.
 
     One basis and one scale (2nd to 98th percentile) for the whole clip: what keeps its colour over time keeps its
@@ -225,24 +247,34 @@ def latents_rgb(latents_thwc: ArrayLike) -> RGB:
 
     Args:
         latents_thwc: (t, h, w, c) of one layer; NaN where there is none.
+        like: the clip whose basis and scale are used, so that two clips can be compared; None takes this one.
 
     Returns:
         uint8 (t, h, w, 3).
     """
     latents = np.asarray(latents_thwc, np.float32)
     valid = _has_value(latents)
-    tokens = latents[valid]
-    tokens = tokens / np.maximum(np.linalg.norm(tokens, axis=-1, keepdims=True), 1e-12)
-    if not len(tokens):
-        return _hatched(np.zeros((*valid.shape, 3)), valid)
-    centred = tokens - tokens.mean(axis=0)
-    components = centred @ _principal_axes(centred)
+    tokens = _unit_tokens(latents)
+    like_tokens = tokens if like is None else _unit_tokens(np.asarray(like, np.float32))
+    if not (len(tokens) and len(like_tokens)):
+        return _hatched(np.zeros((*valid.shape, 3)), np.zeros_like(valid))
+    mean = like_tokens.mean(axis=0)
+    axes = _principal_axes(like_tokens - mean)
+    components, like_components = (tokens - mean) @ axes, (like_tokens - mean) @ axes
     # Rounding noise of tokens that are all alike must not be stretched into colours.
-    components[:, np.ptp(components, axis=0) < 1e-5] = 0
+    is_noise = np.ptp(like_components, axis=0) < 1e-5
+    components[:, is_noise], like_components[:, is_noise] = 0, 0
     rgb = np.zeros((*valid.shape, 3), np.float32)
     for channel in range(3):
-        rgb[valid, channel] = _stretch(components[:, channel], np.ones(len(tokens), bool))[0] * 255
+        unit, _, _ = _stretch(components[:, channel], np.ones(len(tokens), bool), like_components[:, channel])
+        rgb[valid, channel] = unit * 255
     return _hatched(rgb, valid)
+
+
+def _unit_tokens(latents_thwc: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The tokens (n, c) that exist, at length 1."""
+    tokens = latents_thwc[_has_value(latents_thwc)]
+    return np.asarray(tokens / np.maximum(np.linalg.norm(tokens, axis=-1, keepdims=True), 1e-12), np.float32)
 
 
 def _resized(rgb_thwc: RGB, width: int, height: int) -> RGB:
@@ -275,7 +307,11 @@ def frame_row(frames_thwc: RGB) -> Row:
 
 
 def target_rows(
-    group: str, spec: TargetSpec, values: NDArray[np.generic], frames_thwc: RGB | None = None
+    group: str,
+    spec: TargetSpec,
+    values: NDArray[np.generic],
+    frames_thwc: RGB | None = None,
+    like: NDArray[np.generic] | None = None,
 ) -> tuple[Row, ...]:
     """The rows that show one target of one clip.
 
@@ -285,20 +321,22 @@ def target_rows(
         values: physical values, NaN where invalid: (t, y, x) or (t, y, x, 1), (t, y, x, uv), (t, y, x, 6) for rays,
             (layer, t, y, x, channel) or (t, y, x, channel) for latents.
         frames_thwc: the clip's frames, drawn under motion if there are as many as the target has.
+        like: values of the same shape whose scale of colours is used; None takes the values' own.
 
     Returns:
         One row; two for rays; one per layer for latents. None for other shapes, such as latents without a grid.
     """
     title = f"{group}/{spec.name}"
     array = np.asarray(values, np.float32)
+    scale = array if like is None else np.asarray(like, np.float32).reshape(array.shape)
     match spec.quantity:
         case "metric depth" | "relative depth" | "relative disparity" if (depth := _thw(array)) is not None:
-            rgb, far, near = depth_rgb(depth, quantity=spec.quantity)
+            rgb, far, near = depth_rgb(depth, quantity=spec.quantity, like=scale)
             unit = "" if spec.units == "1" else f" {spec.units}"
             caption = f"{spec.quantity}\nnear {near:.3g}{unit}, far {far:.3g}{unit}"
             return (Row(title=title, caption=caption, rgb_thwc=rgb, legend=_depth_bar()),)
         case "forward flow" | "backward flow" if array.ndim == 4 and array.shape[-1] == 2:
-            rgb, full, longest = flow_rgb(array)
+            rgb, full, longest = flow_rgb(array, like=scale)
             caption = f"{spec.quantity}\nfull at {full:.3g} px, max {longest:.3g} px"
             return (Row(title=title, caption=caption, rgb_thwc=rgb, legend=_flow_wheel()),)
         case "motion logit" | "motion mask" if (motion := _thw(array)) is not None:
@@ -307,13 +345,13 @@ def target_rows(
             moving = (motion > (0.5 if spec.quantity == "motion mask" else 0)).mean()
             return (Row(title=title, caption=f"{spec.quantity}\npink moves: {moving:.1%} of pixels", rgb_thwc=rgb),)
         case "plücker rays" if array.ndim == 4 and array.shape[-1] == 6:
-            direction, moment, longest = rays_rgb(array)
+            direction, moment, longest = rays_rgb(array, like=scale)
             return (
                 Row(title=f"{title} d", caption="ray direction\nx red, y green, z blue", rgb_thwc=direction),
                 Row(title=f"{title} o x d", caption=f"ray moment, grey is 0\nlongest {longest:.3g}", rgb_thwc=moment),
             )
         case "latents" if array.ndim in (4, 5):
-            return _latent_rows(title, spec.dims[0], array.reshape(-1, *array.shape[-4:]))
+            return _latent_rows(title, spec.dims[0], *(some.reshape(-1, *array.shape[-4:]) for some in (array, scale)))
     return ()
 
 
@@ -324,13 +362,15 @@ def _thw(array: NDArray[np.float32]) -> NDArray[np.float32] | None:
     return array if array.ndim == 3 else None
 
 
-def _latent_rows(title: str, layer_axis: str, latents_kthwc: NDArray[np.float32]) -> tuple[Row, ...]:
+def _latent_rows(
+    title: str, layer_axis: str, latents_kthwc: NDArray[np.float32], like_kthwc: NDArray[np.float32]
+) -> tuple[Row, ...]:
     num_layers, steps, height, width, channels = latents_kthwc.shape
     caption = f"PCA of {channels} channels\n{steps} x {height} x {width} tokens"
     titles = [title] if num_layers == 1 else [f"{title} {layer_axis} {k + 1}/{num_layers}" for k in range(num_layers)]
     return tuple(
-        Row(title=name, caption=caption, rgb_thwc=latents_rgb(latents_thwc))
-        for name, latents_thwc in zip(titles, latents_kthwc, strict=True)
+        Row(title=name, caption=caption, rgb_thwc=latents_rgb(latents_thwc, like=like_thwc))
+        for name, latents_thwc, like_thwc in zip(titles, latents_kthwc, like_kthwc, strict=True)
     )
 
 
@@ -362,8 +402,15 @@ def _draw_label(canvas: Image.Image, row: Row, top: int) -> None:
         canvas.paste(Image.fromarray(row.legend), (8, y + 2))
 
 
-def strip(rows: Sequence[Row], time_seconds_t: NDArray[np.float64], *, title: str = "") -> Image.Image:
-    """One picture of a clip: a column per time (eight at most, evenly chosen), a row per frame or target.
+def strip(
+    rows: Sequence[Row],
+    time_seconds_t: NDArray[np.float64],
+    *,
+    title: str = "",
+    max_columns: int = MAX_COLUMNS,
+    cell_width: int = _CELL_WIDTH,
+) -> Image.Image:
+    """One picture of a clip: a column per time (`max_columns` at most, evenly chosen), a row per frame or target.
 
     A row with fewer steps than the clip has frames shows the step that covers the frame (frames 2j and 2j+1 are step j
     of a tubelet of 2).
@@ -374,36 +421,36 @@ def strip(rows: Sequence[Row], time_seconds_t: NDArray[np.float64], *, title: st
     if not rows:
         raise ValueError("a strip needs at least one row")
     num_frames = len(time_seconds_t)
-    columns = np.unique(np.linspace(0, num_frames - 1, min(num_frames, MAX_COLUMNS)).round().astype(int))
-    height = _cell_height(rows)
+    columns = np.unique(np.linspace(0, num_frames - 1, min(num_frames, max_columns)).round().astype(int))
+    height = _cell_height(rows, cell_width)
     times_top = _TITLE_HEIGHT if title else _GAP
     head = times_top + _TIMES_HEIGHT
-    size = (_LABEL_WIDTH + len(columns) * (_CELL_WIDTH + _GAP) + _GAP, head + len(rows) * (height + _GAP) + _GAP)
+    tops = head + np.cumsum([_GROUP_GAP * row.starts_group for row in rows]) + np.arange(len(rows)) * (height + _GAP)
+    size = (_LABEL_WIDTH + len(columns) * (cell_width + _GAP) + _GAP, int(tops[-1]) + height + 2 * _GAP)
     canvas = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(canvas)
     draw.text((8, 9), title, font=ImageFont.load_default(16), fill=_INK)
     for place, frame in enumerate(columns):
-        x = _LABEL_WIDTH + place * (_CELL_WIDTH + _GAP)
+        x = _LABEL_WIDTH + place * (cell_width + _GAP)
         draw.text((x, times_top), f"{time_seconds_t[frame]:.2f} s", font=ImageFont.load_default(13), fill=_FAINT)
-    for number, row in enumerate(rows):
-        top = head + number * (height + _GAP)
+    for row, top in zip(rows, tops.tolist(), strict=True):
         _draw_label(canvas, row, top)
         steps = columns * len(row.rgb_thwc) // num_frames
-        for place, picture in enumerate(_resized(row.rgb_thwc[steps], _CELL_WIDTH, height)):
-            canvas.paste(Image.fromarray(picture), (_LABEL_WIDTH + place * (_CELL_WIDTH + _GAP), top))
+        for place, picture in enumerate(_resized(row.rgb_thwc[steps], cell_width, height)):
+            canvas.paste(Image.fromarray(picture), (_LABEL_WIDTH + place * (cell_width + _GAP), top))
     return canvas
 
 
-def _cell_height(rows: Sequence[Row]) -> int:
+def _cell_height(rows: Sequence[Row], cell_width: int) -> int:
     """Height of a cell with the first row's aspect, tall enough for a label, not so tall that it fills the screen."""
     _, height, width, _ = rows[0].rgb_thwc.shape
-    return int(np.clip(round(_CELL_WIDTH * height / width), 108, 260))
+    return int(np.clip(round(cell_width * height / width), 108, 260))
 
 
 def animation(rows: Sequence[Row], num_frames: int) -> bytes:
     """The first six rows side by side as an animated WebP that loops, six pictures a second."""
     shown = rows[:6]
-    height = _cell_height(rows)
+    height = _cell_height(rows, _CELL_WIDTH)
     frames = []
     cells = [_resized(row.rgb_thwc, _CELL_WIDTH, height) for row in shown]
     for frame in range(num_frames):

@@ -1,6 +1,7 @@
 """Pictures: what colours say, checked on pixels, and a page that no file name can break out of."""
 
 import io
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -159,6 +160,29 @@ def test_pca_colours_separate_kinds_of_tokens_despite_noise_and_outliers() -> No
     assert np.abs(first.mean(axis=0) - second.mean(axis=0)).max() > 180
 
 
+def test_a_clip_drawn_like_another_takes_the_colours_of_that_one() -> None:
+    rng = np.random.default_rng(8)
+    depth, flow, rays, latents = (rng.random(shape) + 0.5 for shape in ((8, 8), (8, 8, 2), (4, 4, 6), (4, 4, 9)))
+    painters = [
+        (lambda values, like: pictures.depth_rgb(values, quantity="metric depth", like=like)[0], depth),
+        (lambda values, like: pictures.flow_rgb(values, like=like)[0], flow),
+        (lambda values, like: pictures.rays_rgb(values, like=like)[1], rays),
+        (lambda values, like: pictures.latents_rgb(values, like=like), latents),
+    ]
+    for paint, values in painters:
+        whole = np.stack([values, 7 * values**2])
+        assert np.array_equal(paint(whole[:1], whole[:1]), paint(whole[:1], None))
+        assert np.array_equal(paint(whole, whole[:1])[:1], paint(whole[:1], None))
+        assert not np.array_equal(paint(whole, None)[:1], paint(whole[:1], None))
+
+
+def test_a_clip_drawn_like_one_without_values_is_drawn_all_the_same() -> None:
+    nothing, flow = np.full((1, 8, 8, 2), np.nan), np.ones((1, 8, 8, 2))
+    assert np.array_equal(pictures.flow_rgb(flow, like=nothing)[0], pictures.flow_rgb(flow)[0])
+    assert is_grey(pictures.latents_rgb(flow, like=nothing)[0])
+    assert np.isnan(pictures.depth_rgb(flow[..., 0], quantity="metric depth", like=nothing[..., 0])[1:]).all()
+
+
 @pytest.mark.parametrize("channels", [1, 2, 8])
 def test_latents_that_are_all_alike_or_have_few_channels_can_be_drawn(channels: int) -> None:
     assert is_grey(pictures.latents_rgb(np.full((1, 4, 4, channels), 0.3))[0])
@@ -210,6 +234,14 @@ def test_a_long_clip_is_cut_to_eight_columns_and_nothing_to_draw_is_refused() ->
         pictures.strip([], TIMES)
     with pytest.raises(ValueError, match=r"row x: \(4, 4, 3\) uint8 is not uint8 \(t, h, w, 3\)"):
         Row(title="x", caption="", rgb_thwc=np.zeros((4, 4, 3), np.uint8))
+
+
+def test_columns_can_be_fewer_and_narrower_and_groups_stand_apart() -> None:
+    rows = [solid((255, 255, 0)), solid((255, 255, 0))]
+    wide, narrow = pictures.strip(rows, TIMES), pictures.strip(rows, TIMES, max_columns=4, cell_width=110)
+    assert wide.width - narrow.width == 6 * 154 - 4 * 114
+    apart = pictures.strip([rows[0], replace(rows[1], starts_group=True)], TIMES)
+    assert wide.height < apart.height < wide.height + 30
 
 
 def test_an_animation_shows_every_frame_and_loops() -> None:
