@@ -12,6 +12,9 @@ from student.backbones.types import IGNORED_LABEL, StudentBatch, StudentOutput
 from student.samples import StudentSample
 from student.tpe import timestamp_encoding
 
+Inject = Callable[[Tensor], Tensor]
+"""From the LLM's input embeddings (b, s, c) to those it reads instead."""
+
 
 class Backbone:
     """A video language model of any known family.
@@ -75,13 +78,14 @@ class Backbone:
         """Tokenise and pad samples, with times where `tpe` is on; see `FamilyAdapter.encode`."""
         return self.adapter.encode(samples, tpe=self.tpe, padding_side=padding_side)
 
-    def forward(self, batch: StudentBatch, *, layer: int) -> StudentOutput:
+    def forward(self, batch: StudentBatch, *, layer: int, inject: Inject | None = None) -> StudentOutput:
         """Run the model once.
 
         Args:
             batch: on the model's device. TPE is added where it carries times.
             layer: 1 to `num_layers`: the decoder layer whose output is returned as hidden states; the last one's is
                 what the language head reads, normalised.
+            inject: changes what the LLM reads, see `injecting`.
 
         Raises:
             RequestError: no such layer.
@@ -91,6 +95,7 @@ class Backbone:
         labels = batch.labels if bool((batch.labels != IGNORED_LABEL).any()) else None
         with ExitStack() as hooks:
             hooks.enter_context(self.timed(batch))
+            hooks.enter_context(self.injecting(batch, inject))
             hidden = hooks.enter_context(self._captured(layer))
             output = self.model(**batch.inputs, labels=labels, use_cache=False)
         return StudentOutput(loss_sft=output.loss, logits_bsv=output.logits, hidden_bsc=hidden[0])
@@ -113,6 +118,42 @@ class Backbone:
             handle.remove()
         if calls:
             raise RuntimeError(f"{self.family}: the projector was called {len(calls)} times less than its adapter says")
+
+    @contextmanager
+    def injecting(self, batch: StudentBatch, inject: Inject | None) -> Iterator[None]:
+        """Within it, one run of the model on `batch` reads `inject(embeds_bsc)` for its embeddings of words and video.
+
+        `forward` does this by itself; `model.generate` needs it: its first pass, the one over the whole batch, is
+        changed, and the passes of single new tokens are not.
+
+        Raises:
+            RequestError: that pass is over other rows or places, as where several answers a sample are generated.
+        """
+        if inject is None:
+            yield
+            return
+        pending = [inject]
+
+        def replace_embeddings(
+            _module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+            if not pending:
+                return None
+            embeds_bsc, expected = keywords["inputs_embeds"], batch.inputs["input_ids"].shape
+            if embeds_bsc.shape[:2] != expected:
+                raise RequestError(
+                    f"the LLM reads {tuple(embeds_bsc.shape[:2])} tokens of a batch of {tuple(expected)}; to generate "
+                    "with a rival of P4D, ask for one answer a sample, without beams or chunks"
+                )
+            return arguments, keywords | {"inputs_embeds": pending.pop()(embeds_bsc)}
+
+        handle = self.llm.register_forward_pre_hook(replace_embeddings, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+        if pending:
+            raise RuntimeError(f"{self.family}: the LLM was not called, so nothing was injected")
 
     def _module(self, path: str) -> nn.Module:
         module: nn.Module = self.model.get_submodule(path)
