@@ -28,20 +28,22 @@ def cued(sample: StudentSample, cue: TimeCue) -> StudentSample:
       each step, VideoLLaMA3 `Time 0.3s:` and SmolVLM2 `Frame from 00:00:`, in whole seconds, before each frame.
       Qwen2.5-VL turns its time positions by the mean distance of frames. InternVL numbers its frames, LLaVA-OneVision
       does not even that.
-    - `marks` burns `1.25s` into the upper left corner of each frame, over what is there (the paper's P4D+mark). It comes
-      after augmentation and region marks, so it is never mirrored.
+    - `marks` burns `1.25s` into the upper left corner of each frame, over what is there (the paper's P4D+mark). It
+      comes after augmentation and region marks, so it is never mirrored.
     - `prompt` puts one line before the user's first words. The paper's P4D+prompt tells length and frame rate of the
       video, which would not say where unevenly sampled frames lie; ours gives every frame's time. A sample without text
-      stays as it is: words follow the video, and no family's LLM looks ahead, so they could not reach what is distilled.
+      stays as it is: words follow the video, and no family's LLM looks ahead, so they cannot reach what is distilled.
     - `tpe` changes nothing here: `Backbone` adds the times to the features.
 
     Raises:
-        RequestError: frames too small for a legible mark.
+        RequestError: marks are to be burnt into frames too small for them, or into cached vision features.
     """
-    if sample.frames_thwc is None or sample.time_seconds is None:
+    if sample.time_seconds is None:
         return sample
     seconds = sample.time_seconds.tolist()
     if cue == "marks":
+        if sample.frames_thwc is None:
+            raise RequestError(f"sample {sample.id!r} has cached features, which show no marks; use another time cue")
         return replace(sample, frames_thwc=_marked(sample.id, sample.frames_thwc, seconds))
     if cue == "prompt" and sample.conversation:
         first, *others = sample.conversation

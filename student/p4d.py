@@ -143,10 +143,19 @@ def _rearranged(hidden_sc: Tensor, tokens: VideoTokens, grid: Triple) -> Tensor:
 
 def _student_steps(tokens: VideoTokens, num_steps: int) -> list[int]:
     """For every teacher step, the student step that covers its first frame."""
-    if tokens.num_frames < num_steps:
-        raise RequestError(f"the student sees {tokens.num_frames} frames, fewer than the teacher's {num_steps} steps")
     step_of = [step for step, (first, last) in enumerate(tokens.frame_spans) for _ in range(first, last)]
-    return [step_of[step * tokens.num_frames // num_steps] for step in range(num_steps)]
+    return [step_of[frame] for frame in first_frames(tokens.num_frames, num_steps)]
+
+
+def first_frames(num_frames: int, num_steps: int) -> list[int]:
+    """The first frame of each of the teacher's steps.
+
+    Raises:
+        RequestError: there are fewer frames than steps.
+    """
+    if num_frames < num_steps:
+        raise RequestError(f"the student sees {num_frames} frames, fewer than the teacher's {num_steps} steps")
+    return [step * num_frames // num_steps for step in range(num_steps)]
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

@@ -112,7 +112,7 @@ def plan(cache: Cache, switch: str = "ld+ed", targets: Sequence[str] | None = No
         if name not in known:
             raise RequestError(f"{cache.store.url} has no target {name!r}; it has {sorted(known)}")
     allowed = list(known.values()) if targets is None else [known[name] for name in targets]
-    latents = _latents_of(allowed)
+    latents = latents_of(allowed)
     if "ld" in words and latents is None:
         raise RequestError(f"{switch}: {cache.store.url} has no latents; it has {sorted(known)}: switch to ed")
     terms = []
@@ -137,8 +137,12 @@ def _words(switch: str) -> set[str]:
     return words
 
 
-def _latents_of(allowed: Sequence[CachedTarget]) -> CachedTarget | None:
-    """The latents of the teacher that left heads, since these read no others; else the only ones."""
+def latents_of(allowed: Sequence[CachedTarget]) -> CachedTarget | None:
+    """The latents of the teacher that left heads, since these read no others; else the only ones, None without any.
+
+    Raises:
+        RequestError: there are several.
+    """
     found = [target for target in allowed if target.spec.quantity == "latents"]
     with_heads = {target.group for target in allowed if target.has_head}
     return _only([target for target in found if target.group in with_heads] or found, "latents")
