@@ -36,15 +36,32 @@ class Turn:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class VisionFeatures:
+    """A video as the student's own frozen vision tower saw it: what its projector gets, in place of the frames.
+
+    Attributes:
+        values: float16 or float32, in the shape that the family's adapter gives such frames.
+        frame_size: height and width of the frames that the tower saw.
+    """
+
+    values: NDArray[np.floating]
+    frame_size: tuple[int, int]
+
+    def __repr__(self) -> str:
+        return f"VisionFeatures({self.values.shape} {self.values.dtype} of {self.frame_size} frames)"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class StudentSample:
     """One conversation over one video, over still images, or over nothing shown.
 
     Attributes:
         id: of the sample; it travels with its arrays as far as the loss.
         conversation: turns that begin with the user and alternate; empty for distillation without text.
-        frames_thwc: uint8 RGB frames of the video, (t, h, w, 3); None for still images.
+        frames_thwc: uint8 RGB frames of the video, (t, h, w, 3); None for still images and for cached features.
         time_seconds: their presentation times, float64 (t,), never decreasing: a short clip repeats frames. None for
             still images.
+        features: what the vision tower made of the video, in place of its frames.
         images_hwc: uint8 RGB images, each (h, w, 3), of any sizes; empty for a video.
     """
 
@@ -53,14 +70,17 @@ class StudentSample:
     frames_thwc: NDArray[np.uint8] | None = None
     time_seconds: NDArray[np.float64] | None = None
     images_hwc: tuple[NDArray[np.uint8], ...] = ()
+    features: VisionFeatures | None = None
 
     def __post_init__(self) -> None:
         where = f"sample {self.id!r}"
-        if self.frames_thwc is not None and self.images_hwc:
+        if self.has_video and self.images_hwc:
             raise RequestError(f"{where} has a video and pictures; give it one of them")
+        if self.frames_thwc is not None and self.features is not None:
+            raise RequestError(f"{where} has a video's frames and its features; give it one of them")
         if any(turn.role != ("user", "assistant")[place % 2] for place, turn in enumerate(self.conversation)):
             raise RequestError(f"{where}: user and assistant must take turns, the user first")
-        if not self.conversation and self.frames_thwc is None and not self.images_hwc:
+        if not self.conversation and not self.has_video and not self.images_hwc:
             raise RequestError(f"{where} has neither a conversation nor anything shown")
         for picture in self.images_hwc if self.frames_thwc is None else tuple(self.frames_thwc):
             if picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != np.uint8:
@@ -69,18 +89,24 @@ class StudentSample:
 
     def _check_times(self, where: str) -> None:
         frames, seconds = self.frames_thwc, self.time_seconds
-        if (frames is None) != (seconds is None):
-            raise RequestError(f"{where} needs frames_thwc and time_seconds together")
-        if frames is None or seconds is None:
+        if self.has_video != (seconds is not None):
+            raise RequestError(f"{where} needs frames_thwc and time_seconds together, or features in place of frames")
+        if seconds is None:
             return
-        if seconds.shape != frames.shape[:1] or not len(seconds):
-            raise RequestError(f"{where} has times {seconds.shape} for frames {frames.shape}; need one a frame")
+        shown = seconds.shape if frames is None else frames.shape
+        if seconds.shape != shown[:1] or not len(seconds):
+            raise RequestError(f"{where} has times {seconds.shape} for frames {shown}; need one a frame")
         if not np.isfinite(seconds).all() or (np.diff(seconds) < 0).any():
             raise RequestError(f"{where} has times that decrease: {seconds.tolist()}")
 
+    @property
+    def has_video(self) -> bool:
+        """Whether a video is shown, as frames or as features."""
+        return self.frames_thwc is not None or self.features is not None
+
     def __repr__(self) -> str:
         shown = "nothing" if self.frames_thwc is None else f"video {self.frames_thwc.shape}"
-        shown = f"{len(self.images_hwc)} pictures" if self.images_hwc else shown
+        shown = f"{len(self.images_hwc)} pictures" if self.images_hwc else str(self.features or shown)
         return f"StudentSample({self.id!r}, {shown}, {len(self.conversation)} turns)"
 
 

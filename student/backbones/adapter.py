@@ -5,18 +5,21 @@ An adapter holds a processor and a config, no weights, and pickles: a DataLoader
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from p4dprep.errors import RequestError
+from student.backbones.layout import without_pixels
 from student.backbones.types import IGNORED_LABEL, StudentBatch
-from student.samples import StudentSample, Turn, VideoTokens
+from student.samples import StudentSample, Turn, VideoTokens, VisionFeatures
 
 Part = Literal["vision_tower", "projector", "llm"]
 
@@ -32,6 +35,7 @@ class EncodedSample:
     media: dict[str, Tensor]
     video_tokens: VideoTokens | None
     time_seconds: Tensor | None
+    features: Tensor | None
 
 
 class FamilyAdapter(ABC):
@@ -49,6 +53,8 @@ class FamilyAdapter(ABC):
             vision features as its first argument; TPE is added there.
         projector_parameters: prefixes of all parameters that belong to the projector, inside the tower or not.
         requirement: a package the processor needs and transformers does not bring; empty if none.
+        picture_inputs: the inputs that the model's `get_image_features` takes.
+        no_features: why vision features cannot stand for frames; empty if they can.
     """
 
     model_type: ClassVar[str]
@@ -59,6 +65,8 @@ class FamilyAdapter(ABC):
     llm: ClassVar[str]
     projector_parameters: ClassVar[tuple[str, ...]]
     requirement: ClassVar[str] = ""
+    picture_inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "image_grid_thw")
+    no_features: ClassVar[str] = "its adapter has no feature_sizes and project"
 
     def __init__(self, processor: Any, config: Any, folder: Path) -> None:
         self.processor = processor
@@ -82,6 +90,72 @@ class FamilyAdapter(ABC):
         An entry is (rows,), float64, for the first axis of that call's features, NaN where there is no time, or None
         for a call without any.
         """
+
+    def feature_sizes(self, media: Mapping[str, Tensor], num_frames: int) -> dict[str, int]:  # noqa: ARG002
+        """Axes and sizes of one video's vision features: the projector's first argument, before TPE.
+
+        Args:
+            media: what the processor made of this video beside the text; pixels may be `meta` tensors.
+            num_frames: frames of the video.
+
+        Raises:
+            RequestError: features cannot stand for frames in this family.
+        """
+        raise RequestError(
+            f"vision features cannot stand for frames in the family {self.model_type}: {self.no_features}; "
+            "train on frames"
+        )
+
+    def project(self, model: nn.Module, features: Tensor, batch: StudentBatch) -> Any:
+        """What the model's encoder would return for all videos of a batch, from the projector on.
+
+        Args:
+            model: the transformers model; the projector is called as a module, so that its hooks run.
+            features: (videos, *feature_sizes), of the model's dtype.
+            batch: its inputs hold everything but the videos' pixels.
+        """
+        raise NotImplementedError
+
+    @property
+    def feature_modules(self) -> tuple[str, ...]:
+        """Paths of the modules whose first arguments are the vision features, the projector first."""
+        return (self.projector,)
+
+    def gather_features(self, arguments: Sequence[Tensor], num_videos: int) -> Tensor:
+        """The first arguments of `feature_modules` for a batch of videos, as (videos, *feature_sizes)."""
+        return arguments[0].unflatten(0, (num_videos, -1))
+
+    def encoder_outputs(self, model: Any, batch: StudentBatch) -> dict[str, Any]:
+        """The model's `mm_encoder_outputs`: pictures from their pixels through the tower, videos from their features.
+
+        Pictures pass the projector first, then videos do.
+        """
+        outputs = {}
+        if "pixel_values" in batch.inputs:
+            outputs["image"] = model.get_image_features(**self.picture_arguments(batch), return_dict=True)
+        if batch.features is not None:
+            outputs["video"] = self.project(model, batch.features.to(model.dtype), batch)
+        return outputs
+
+    def feature_shape(self, num_frames: int, height: int, width: int) -> dict[str, int]:
+        """Axes and sizes of the vision features of a video of this geometry.
+
+        Raises:
+            RequestError: features cannot stand for frames in this family, or its processor refuses such frames.
+        """
+        blank = VisionFeatures(values=np.empty(0, np.float32), frame_size=(height, width))
+        sample = StudentSample(id="a video", time_seconds=np.arange(num_frames, dtype=np.float64), features=blank)
+        text, _ = self._render(sample)
+        return self.feature_sizes(self._process(sample, text), num_frames)
+
+    def picture_arguments(self, batch: StudentBatch) -> dict[str, Tensor]:
+        """What the model's `get_image_features` takes of a batch."""
+        return {name: batch.inputs[name] for name in self.picture_inputs if name in batch.inputs}
+
+    @cached_property
+    def _layout(self) -> Any:
+        """The processor for videos whose features are cached."""
+        return without_pixels(self.processor)
 
     @property
     def video_token_id(self) -> int:
@@ -109,7 +183,7 @@ class FamilyAdapter(ABC):
 
         Raises:
             RequestError: no sample, text that holds a media token, a chat template that rewrites earlier turns, or
-                samples this family cannot batch.
+                samples this family cannot batch, or features that do not fit this family or one another.
         """
         if not samples:
             raise RequestError("a batch needs at least one sample")
@@ -136,6 +210,7 @@ class FamilyAdapter(ABC):
                 one.video_tokens and one.video_tokens.shifted(gap[0]) for one, gap in zip(encoded, gaps, strict=True)
             ),
             time_seconds=tuple(one.time_seconds for one in encoded) if tpe else None,
+            features=_stacked_features(encoded),
         )
 
     def join_media(self, media: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -164,22 +239,35 @@ class FamilyAdapter(ABC):
         sequences = {name: features.pop(name)[0] for name in _SEQUENCES if name in features}
         ids = sequences["input_ids"]
         media = dict(features)
+        values = self._checked_features(sample, media)
         tokens = None
-        if sample.frames_thwc is not None:
+        if sample.time_seconds is not None:
             places = (ids == self.video_token_id).nonzero()[:, 0]
-            tokens = self.locate_video(places, media, len(sample.frames_thwc))
+            tokens = self.locate_video(places, media, len(sample.time_seconds))
         return EncodedSample(
             sequences=sequences,
             labels=_labels(ids, offsets, [_expanded(span, replacements) for span in answers]),
-            media=media,
+            media={name: value for name, value in media.items() if not value.is_meta},
+            features=values,
             video_tokens=tokens,
             time_seconds=None if sample.time_seconds is None else torch.from_numpy(sample.time_seconds.copy()),
         )
 
+    def _checked_features(self, sample: StudentSample, media: Mapping[str, Tensor]) -> Tensor | None:
+        if sample.features is None or sample.time_seconds is None:
+            return None
+        values, expected = sample.features.values, self.feature_sizes(media, len(sample.time_seconds))
+        if values.shape != tuple(expected.values()):
+            raise RequestError(
+                f"sample {sample.id!r} has features {values.shape}, this student's are {expected}; extract them again"
+            )
+        return torch.from_numpy(values.copy())
+
     def _process(self, sample: StudentSample, text: str) -> Any:
         bos = self.processor.tokenizer.bos_token
+        processor = self.processor if sample.features is None else self._layout
         try:
-            return self.processor(
+            return processor(
                 text=[text],
                 return_tensors="pt",
                 add_special_tokens=not (bos and text.startswith(bos)),
@@ -217,7 +305,7 @@ class FamilyAdapter(ABC):
 
 def _messages(sample: StudentSample, media_tokens: set[str]) -> list[dict[str, Any]]:
     """transformers' chat messages: what is shown comes before the first words."""
-    shown = [{"type": "video"}] if sample.frames_thwc is not None else [{"type": "image"} for _ in sample.images_hwc]
+    shown = [{"type": "video"}] if sample.has_video else [{"type": "image"} for _ in sample.images_hwc]
     messages: list[dict[str, Any]] = []
     for turn in sample.conversation or (Turn(role="user", text=""),):
         if found := sorted(token for token in media_tokens if token in turn.text):
@@ -230,12 +318,15 @@ def _messages(sample: StudentSample, media_tokens: set[str]) -> list[dict[str, A
 
 
 def _media_arguments(sample: StudentSample) -> dict[str, Any]:
-    """A video as the processor takes it, with the very times of its frames, or pictures; tensors are (c, h, w)."""
+    """A video as the processor takes it, with the very times of its frames, or pictures; tensors are (c, h, w).
+
+    A video of which only the features are known has its size.
+    """
     from transformers.video_utils import VideoMetadata
 
     if sample.images_hwc:
         return {"images": [torch.from_numpy(image.copy()).permute(2, 0, 1) for image in sample.images_hwc]}
-    if sample.frames_thwc is None or sample.time_seconds is None:
+    if sample.time_seconds is None:
         return {}
     times = sample.time_seconds
     # A short clip repeats frames, maybe all; then any distance will do.
@@ -247,8 +338,27 @@ def _media_arguments(sample: StudentSample) -> dict[str, Any]:
         # A processor reads frame i's time as frames_indices[i] / fps: fractions keep uneven times exact.
         frames_indices=[float(time) / step for time in times],
     )
-    frames = torch.from_numpy(sample.frames_thwc.copy()).permute(0, 3, 1, 2)
-    return {"videos": [frames], "video_metadata": [metadata], "do_sample_frames": False}
+    return {"videos": [_video_tchw(sample)], "video_metadata": [metadata], "do_sample_frames": False}
+
+
+def _video_tchw(sample: StudentSample) -> Tensor:
+    """The frames, uint8 (t, c, h, w); a `meta` tensor where only the features are known."""
+    if sample.frames_thwc is not None:
+        return torch.from_numpy(sample.frames_thwc.copy()).permute(0, 3, 1, 2)
+    num_frames = 0 if sample.time_seconds is None else len(sample.time_seconds)
+    size = (0, 0) if sample.features is None else sample.features.frame_size
+    return torch.empty(num_frames, 3, *size, dtype=torch.uint8, device="meta")
+
+
+def _stacked_features(encoded: Sequence[EncodedSample]) -> Tensor | None:
+    """The features of all videos of a batch, or None where their pixels are given."""
+    features = [one.features for one in encoded if one.features is not None]
+    if not features:
+        return None
+    num_videos = sum(one.video_tokens is not None for one in encoded)
+    if len(features) != num_videos or len({one.shape for one in features}) > 1:
+        raise RequestError("a batch has videos with features and with frames, or of several sizes; give it one kind")
+    return torch.stack(features)
 
 
 def _expanded(span: tuple[int, int], replacements: Sequence[Any]) -> tuple[int, int]:

@@ -27,6 +27,8 @@ class StudentBatch:
         labels: (b, s), int64: the token itself inside an assistant's answer and its end, else -100.
         video_tokens: per sample where its video lies, None without one.
         time_seconds: per sample (t,), float64; TPE adds these times. None turns TPE off.
+        features: what the vision tower made of all videos of the batch, (videos, *shape of one), float; the tower then
+            sees none of them. None where the inputs hold their pixels.
     """
 
     ids: tuple[str, ...]
@@ -34,9 +36,12 @@ class StudentBatch:
     labels: Tensor
     video_tokens: tuple[VideoTokens | None, ...]
     time_seconds: tuple[Tensor | None, ...] | None
+    features: Tensor | None = None
 
     def __repr__(self) -> str:
         shapes = {name: tuple(value.shape) for name, value in self.inputs.items()}
+        if self.features is not None:
+            shapes["features"] = tuple(self.features.shape)
         return f"StudentBatch({self.ids}, {shapes}, TPE {'off' if self.time_seconds is None else 'on'})"
 
     def to(self, device: torch.device | str) -> Self:
@@ -45,6 +50,7 @@ class StudentBatch:
             self,
             inputs={name: value.to(device, non_blocking=True) for name, value in self.inputs.items()},
             labels=self.labels.to(device, non_blocking=True),
+            features=None if self.features is None else self.features.to(device, non_blocking=True),
             video_tokens=tuple(
                 tokens and replace(tokens, positions_tyx=tokens.positions_tyx.to(device, non_blocking=True))
                 for tokens in self.video_tokens

@@ -18,6 +18,7 @@ class VideoLlama3Adapter(FamilyAdapter):
     projector = "model.projector"
     llm = "model.language_model"
     projector_parameters = ("model.projector.",)
+    no_features = "which tokens it leaves out depends on what the frames show"
 
     def locate_video(self, places_n: Tensor, media: dict[str, Tensor], num_frames: int) -> VideoTokens:
         """The grid of patches that the processor states, merged, and its mask of the tokens that were kept."""
