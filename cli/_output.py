@@ -9,8 +9,11 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from p4dprep.errors import RequestError
 
 console = Console(stderr=True, soft_wrap=True)
 """Talk: everything that is not the answer itself."""
@@ -68,6 +71,21 @@ def print_json(value: object) -> None:
         TypeError: something in it has no JSON form.
     """
     typer.echo(json.dumps(_plain(value), indent=2, allow_nan=False))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A `--config` file: field names with underscores, hyphens welcome.
+
+    Raises:
+        RequestError: it cannot be read, or holds no fields.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RequestError(f"cannot read --config {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise RequestError(f"--config {path} must hold fields such as `source: videos/`, not {type(values).__name__}")
+    return {key.replace("-", "_"): value for key, value in values.items()}
 
 
 def printable(text: str) -> str:

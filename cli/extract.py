@@ -4,14 +4,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-import yaml
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TaskID, TextColumn
 from rich.table import Table
 
-from cli._output import JsonFlag, StorageOptions, console, human_bytes, human_seconds, print_json
+from cli._output import JsonFlag, StorageOptions, console, human_bytes, human_seconds, print_json, read_yaml
 from p4dprep.errors import RequestError
 
 if TYPE_CHECKING:  # Ray and pyarrow take seconds that --help should not cost
@@ -31,6 +30,8 @@ The same command again computes only what is missing; another teacher on the sam
 
     p4dprep extract videos/ cache/ --teacher l4p:weights/l4p --teacher depth-anything:ORG/NAME@REV --gpus 1
 
+    p4dprep extract videos/ cache/ --teacher l4p:mini --keep-frames 336
+
     p4dprep extract s3://bucket/clips/*.mp4 s3://bucket/cache --teacher ptlflow:sea_raft_s@kitti --address auto
 
     p4dprep extract manifest.parquet cache/ --teacher raft=ptlflow:raft_small --fps 8 --stride 8 --plan
@@ -47,6 +48,10 @@ def extract(
     teacher: Annotated[
         list[str] | None,
         typer.Option("--teacher", "-t", help="[NAME=]KIND[:ARGUMENT][?option=value]; repeat for several."),
+    ] = None,
+    keep_frames: Annotated[
+        str | None,
+        typer.Option(help="Keep the frames too, so that training opens no video; pixels: 224 or HEIGHTxWIDTH."),
     ] = None,
     frames: Annotated[int | None, typer.Option(help="Frames per clip.  [default: 16]")] = None,
     fps: Annotated[float | None, typer.Option(help="Cut windows at so many sampled frames per second.")] = None,
@@ -77,6 +82,7 @@ def extract(
         "source": source,
         "cache": cache,
         "teachers": tuple(teacher) if teacher else None,
+        "keep_frames": keep_frames,
         "frames": frames,
         "fps": fps,
         "stride": stride,
@@ -93,7 +99,7 @@ def extract(
         "storage_options": storage_options,
     }
     request = engine.parse_config(
-        (_read_yaml(config) if config else {}) | {key: value for key, value in flags.items() if value is not None}
+        (read_yaml(config) if config else {}) | {key: value for key, value in flags.items() if value is not None}
     )
     if plan:
         estimate = engine.estimate_cost(request)
@@ -114,16 +120,6 @@ def run(request: "ExtractConfig") -> "ExtractReport":
 
     with _progress_display() as show:
         return engine.extract(request, show)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RequestError(f"cannot read --config {path}: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise RequestError(f"--config {path} must hold fields such as `source: videos/`, not {type(values).__name__}")
-    return {key.replace("-", "_"): value for key, value in values.items()}
 
 
 def _per_teacher(option: str, texts: Sequence[str] | None) -> dict[str, str] | None:

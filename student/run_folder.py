@@ -92,13 +92,13 @@ def num_steps(run: Path) -> int:
 
 def write_log(run: Path, records: Iterable[Mapping[str, float]]) -> None:
     """The log as it was at a checkpoint, in place of whatever was logged after it."""
-    write_atomically(run / LOG, "".join(json.dumps(record) + "\n" for record in records))
+    write_atomically(run / LOG, "".join(json.dumps(record, sort_keys=True) + "\n" for record in records))
 
 
 def append_log(run: Path, record: Mapping[str, float]) -> None:
     """One more line of the log."""
     with open(run / LOG, "a") as file:
-        file.write(json.dumps(record) + "\n")
+        file.write(json.dumps(record, sort_keys=True) + "\n")
 
 
 def read_log(run: str | os.PathLike[str]) -> list[dict[str, float]]:

@@ -144,6 +144,8 @@ def _train_here(config: TrainConfig, show: ShowLine) -> TrainReport:
         if config.picture_steps and model.p4d is not None:
             trainer.add_callback(MapPictures(trainer, run, config.picture_steps))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if trainer.state.global_step < num_steps:
+            raise RuntimeError(f"the run ended after {trainer.state.global_step} of {num_steps} steps")
     data.close()
     ended = _report(run, num_steps, report, time.perf_counter() - started)
     if state.is_main_process:

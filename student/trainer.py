@@ -4,6 +4,7 @@ The loss of a step is the mean over its answer tokens plus the mean over its cli
 micro-batches or workers; a mean of means would weigh a token by who happened to share its micro-batch.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from p4dprep.errors import P4DError, RequestError
 from student import run_folder
@@ -141,6 +142,7 @@ class DistillationTrainer(Trainer):
         self._wait_seconds, self._logged_at = 0.0, time.perf_counter()
         self._logged_step = first_step
         super().__init__(model=model, args=args, train_dataset=data, data_collator=collate, callbacks=list(callbacks))
+        self.remove_callback(PrinterCallback)
         self.loss_is_scaled_for_ga = True
         self.model_accepts_loss_kwargs = False
 
@@ -171,7 +173,7 @@ class DistillationTrainer(Trainer):
     ) -> tuple[list[TrainingBatch], Tensor]:
         """One step's micro-batches, and how many answer tokens and clips all ranks have in theirs, (2,)."""
         started = time.perf_counter()
-        batches = [batch for batch, _ in zip(epoch_iterator, range(num_batches), strict=False)]
+        batches = list(itertools.islice(epoch_iterator, num_batches))
         self._wait_seconds += time.perf_counter() - started
         counts = [sum(batch.num_labels for batch in batches), sum(batch.num_clips for batch in batches)]
         totals: Tensor = self.accelerator.reduce(torch.tensor(counts, dtype=torch.float64, device=device), "sum")
@@ -179,6 +181,10 @@ class DistillationTrainer(Trainer):
 
     def _prepare_inputs(self, inputs: TrainingBatch) -> TrainingBatch:
         return inputs.to(self.args.device)
+
+    def floating_point_ops(self, inputs: TrainingBatch) -> int:  # noqa: ARG002
+        """Not counted: transformers' rule of thumb knows neither the vision tower nor the decoder."""
+        return 0
 
     def compute_loss(  # type: ignore[override]
         self,
