@@ -1,7 +1,8 @@
 """Conversations joined with the clips of a cache, read as samples: frames at the cached times, and the targets.
 
 Clips are joined by id and clock. By id: a conversation's video names a clip (docs/training-data.md has the rules). By
-clock: the frames are decoded again, and their presentation times must be those that the cache recorded, to the bit.
+clock: the frames are those that the cache keeps, or are decoded again, and then their presentation times must be those
+that the cache recorded, to the bit.
 
 Shape suffixes: `t` frames, `h w` pixels, `c` channels (RGB).
 """
@@ -24,9 +25,10 @@ from p4dprep.errors import MissingDataError, RequestError, VideoError
 from p4dprep.storage import redact
 from p4dprep.video import Decoder, local_copy
 from student.conversations import Conversation, Conversations, Report
+from student.features import refuse_marks, vision_target
 from student.order import SampleKey, mixed
 from student.regions import RegionPrompt, mark_regions, region_text
-from student.samples import StudentSample, Turn
+from student.samples import StudentSample, Turn, VisionFeatures
 from student.targets import CachedTarget, TargetBatch, cached_targets, check_flip, flip_x, stack_targets
 
 _LOG = logging.getLogger(__name__)
@@ -45,11 +47,13 @@ class DataConfig:
     Attributes:
         targets: arrays to read from the cache, `<group>_<target>`; none for SFT alone.
         media_folder: where the conversations' media lie; None reads clips from the places the cache recorded.
-        frame_size: height and width of the student's frames; None takes the teacher's.
+        frame_size: height and width of the student's frames; None takes those that the cache keeps, else the teacher's
+            size. A size that the cache keeps is read from it and no video is opened; any other is decoded.
         regions: how regions are shown.
         flip: mirror every second sample, chosen anew each epoch. Samples with text are never mirrored, since what
             they say of left and right would be wrong.
         seed: of the augmentation.
+        features: array of the student's own vision features, see `student.features`: they are read in place of frames.
     """
 
     targets: tuple[str, ...] = ()
@@ -58,8 +62,11 @@ class DataConfig:
     regions: RegionPrompt = "both"
     flip: bool = False
     seed: int = 0
+    features: str | None = None
 
     def __post_init__(self) -> None:
+        if self.features is not None and (self.flip or self.frame_size is not None):
+            raise RequestError("vision features are of the cache's own frames: they allow no flip and no frame_size")
         if self.regions not in get_args(RegionPrompt) or self.seed < 0:
             raise RequestError(
                 f"regions must be one of {get_args(RegionPrompt)} and seed at least 0, "
@@ -103,8 +110,8 @@ class TrainingData(Dataset[TrainingSample]):
         storage_options: passed to fsspec for cache and remote videos; held in memory only.
 
     Raises:
-        RequestError: an unknown target, one that allows no flip, or nothing is left to train on; and what is left out,
-            if problems stop the run.
+        RequestError: an unknown target, one that allows no flip, vision features where regions would be marked, or
+            nothing is left to train on; and what is left out, if problems stop the run.
     """
 
     def __init__(
@@ -126,10 +133,15 @@ class TrainingData(Dataset[TrainingSample]):
             check_flip(target.spec)
         self._conversations = conversations
         self._clips = cache.clips().select(["id", "uri", "start_seconds", "end_seconds"]).combine_chunks()
-        self._groups = sorted({target.group for target in self.targets.values()}) or list(cache.groups())[:1]
+        self._features = vision_target(cache, config.features) if config.features is not None else None
+        self._kept = None if self._features else kept_frames(cache, config.frame_size)
+        read = [*self.targets.values(), *(shown for shown in (self._kept, self._features) if shown)]
+        self._groups = sorted({target.group for target in read}) or list(cache.groups())[:1]
         self.clip_of_row = self._join(cache, report)
         self.conversation_of_row = np.flatnonzero(self.clip_of_row != _LEFT_OUT)
         self.clip_of_row = self.clip_of_row[self.conversation_of_row]
+        if self._features and conversations is not None and config.regions != "boxes":
+            refuse_marks(conversations.table, self.conversation_of_row[self.clip_of_row >= 0])
         report.num_used = len(self)
         if not len(self):
             raise RequestError(f"{cache.store.url}: nothing is left to train on; {report}")
@@ -140,16 +152,16 @@ class TrainingData(Dataset[TrainingSample]):
 
     def _join(self, cache: Cache, report: Report) -> NDArray[np.int64]:
         """The clip of every conversation; `_NO_CLIP` for still images, `_LEFT_OUT` for what cannot be used."""
-        usable = np.ones(self._clips.num_rows, bool)
-        for name in self._groups:
-            usable &= cache.group(name).states().ok
+        done = {name: cache.group(name).states().ok for name in self._groups}
+        usable = np.logical_and.reduce([np.ones(self._clips.num_rows, bool), *done.values()])
         if self._conversations is None:
             clips = np.arange(len(usable))
         else:
             clips = join(self._conversations, self._clips, self.config.media_folder, report)
         for row in np.flatnonzero((clips >= 0) & ~usable[clips]).tolist():
             clip = self._clips.column("id")[int(clips[row])].as_py()
-            report.leave_out("without targets", f"clip {clip} lacks targets of {', '.join(self._groups)}")
+            lacking = ", ".join(name for name, ok in done.items() if not ok[clips[row]])
+            report.leave_out("without targets", f"clip {clip} lacks targets of {lacking}")
             clips[row] = _LEFT_OUT
         return clips
 
@@ -192,8 +204,10 @@ class TrainingData(Dataset[TrainingSample]):
             images = tuple(self._image(path) for path in talk.images)
             return self._told(talk, StudentSample(id=talk.id, images_hwc=images), None, {})
         clip_id = self._clips.column("id")[clip].as_py()
-        frames, seconds = self._frames(talk, clip)
         targets = {name: self._open().read(target, clip) for name, target in self.targets.items()}
+        if self._features is not None:
+            return self._told(talk, self._open().seen(talk.id, self._features, clip), clip_id, targets)
+        frames, seconds = self._frames(talk, clip)
         if self.config.flip and not talk.turns and mixed(self.config.seed, _FLIP_WORD, *key)[0] & np.uint64(1):
             frames = np.ascontiguousarray(frames[:, :, ::-1])
             targets = {name: flip_x(values, self.targets[name].spec) for name, values in targets.items()}
@@ -201,6 +215,8 @@ class TrainingData(Dataset[TrainingSample]):
         return self._told(talk, sample, clip_id, targets)
 
     def _frames(self, talk: Conversation, clip: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        if self._kept is not None:
+            return self._open().kept_frames(self._kept, clip)
         row = {name: self._clips.column(name)[clip].as_py() for name in self._clips.column_names}
         folder, place = self.config.media_folder, row["uri"]
         if folder is not None and talk.video is not None:
@@ -262,6 +278,17 @@ class _Reader:
     def read(self, target: CachedTarget, clip: int) -> NDArray[Any]:
         return self.cache.group(target.group).read(clip, target.spec.name)
 
+    def seen(self, name: str, features: CachedTarget, clip: int) -> StudentSample:
+        """A sample of the clip as the student's vision tower saw it."""
+        size = (self.cache.sampling.height, self.cache.sampling.width)
+        values = VisionFeatures(values=self.read(features, clip), frame_size=size)
+        times = self.cache.group(features.group).read_time(clip)
+        return StudentSample(id=name, time_seconds=times, features=values)
+
+    def kept_frames(self, kept: CachedTarget, clip: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        """The clip's frames and their times as the cache keeps them."""
+        return self.read(kept, clip), self.cache.group(kept.group).read_time(clip)
+
     def frames(
         self, place: str, clip: int, start_seconds: float | None, end_seconds: float | None
     ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
@@ -281,6 +308,28 @@ class _Reader:
                 f"the teacher saw it at {cached[where]:.6f} s: another video, or decoded otherwise",
             )
         return found.frames_thwc, found.time_seconds_t
+
+
+def kept_frames(cache: Cache, frame_size: tuple[int, int] | None) -> CachedTarget | None:
+    """The frames of a size that a cache keeps; of any size, if there is only one, for None.
+
+    Returns:
+        Their target; None where the videos must be decoded.
+
+    Raises:
+        RequestError: the cache keeps frames of several sizes and none is asked for.
+    """
+    kept = {
+        target.spec.shape[1:3]: target
+        for target in cached_targets(cache).values()
+        if target.spec.quantity == "rgb frames"
+    }
+    if frame_size is not None:
+        return kept.get(frame_size)
+    if len(kept) > 1:
+        sizes = ", ".join(f"{height}x{width}" for height, width in sorted(kept))
+        raise RequestError(f"{cache.store.url} keeps frames of {sizes}; say which with frame_size")
+    return next(iter(kept.values()), None)
 
 
 def _marked(sample: StudentSample, talk: Conversation) -> StudentSample:

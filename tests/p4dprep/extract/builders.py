@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from p4dprep.extract import ExtractConfig, parse_config
+from p4dprep.extract import ExtractConfig, make_plan, parse_config
+from p4dprep.extract.worker import UnitReport, Worker
 from p4dprep.storage import Store, sha256_hex
 from tests.discs import draw_discs, write_clip
 
@@ -20,6 +21,18 @@ def make_request(source: object, cache: object, *teachers: str, **changes: Any) 
     """A request for few small frames, which a test can afford."""
     fields = {"source": str(source), "cache": str(cache), "teachers": teachers, "frames": 4, "size": 32}
     return parse_config(fields | changes)
+
+
+def extract_here(request: ExtractConfig) -> dict[str, list[UnitReport]]:
+    """What a job does, without Ray: every unit that is missing, per group."""
+    plan = make_plan(request)
+    reports: dict[str, list[UnitReport]] = {}
+    for group in plan.groups:
+        worker = Worker(group.on(0).config) if len(group.todo) else None
+        reports[group.config.group] = [worker.run(task) for task in plan.tasks(group)] if worker else []
+        if worker:
+            worker.close()
+    return reports
 
 
 def data_digests(cache: object, storage_options: dict[str, Any] | None = None) -> dict[str, str]:

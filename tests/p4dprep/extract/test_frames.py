@@ -13,13 +13,12 @@ from p4dprep import cache as caches
 from p4dprep.cache import Cache
 from p4dprep.corpus import Sampling
 from p4dprep.errors import FingerprintMismatchError, RequestError
-from p4dprep.extract import ExtractConfig, make_plan
+from p4dprep.extract import make_plan
 from p4dprep.extract.frames import KeptFrames
-from p4dprep.extract.worker import UnitReport, Worker
 from p4dprep.registry import parse_teacher
 from p4dprep.targets import FrameGeometry
 from p4dprep.video import ClipFrames, Decoder
-from tests.p4dprep.extract.builders import data_digests, make_request, write_corpus
+from tests.p4dprep.extract.builders import data_digests, extract_here, make_request, write_corpus
 
 pytestmark = pytest.mark.usefixtures("stranger")
 
@@ -36,18 +35,6 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def decoder() -> Iterator[Decoder]:
     with Decoder() as decoder:
         yield decoder
-
-
-def extract_here(request: ExtractConfig) -> dict[str, list[UnitReport]]:
-    """What a job does, without Ray: every unit that is missing, per group."""
-    plan = make_plan(request)
-    reports: dict[str, list[UnitReport]] = {}
-    for group in plan.groups:
-        worker = Worker(group.on(0).config) if len(group.todo) else None
-        reports[group.config.group] = [worker.run(task) for task in plan.tasks(group)] if worker else []
-        if worker:
-            worker.close()
-    return reports
 
 
 def decoded(decoder: Decoder, video: Path, sampling: Sampling, size: tuple[int, int] = KEPT) -> ClipFrames:
