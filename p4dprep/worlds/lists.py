@@ -2,7 +2,7 @@
 
     OUT/manifest.jsonl  a corpus for `p4dprep extract`; its uris are relative, so the folder may be moved
     OUT/scenes.jsonl    facts of each scene: camera, bodies, boxes, speeds at every frame
-    OUT/qa.json         training conversations as LLaVA has them
+    OUT/qa.json         training conversations as LLaVA has them, with the boxes of the regions they speak of
     OUT/test.json       the same questions in the layout of R4D-Bench
     OUT/timebench.json  how long is the video
     OUT/images/*.png    Set-of-Mark pictures of the questions' regions: SCENE_1-3.png has mark 1 on body 1, mark 2 on 3
@@ -33,6 +33,7 @@ from p4dprep.worlds.marks import draw_marks
 from p4dprep.worlds.questions import (
     CATEGORIES,
     Category,
+    FrameBox,
     Query,
     Question,
     R4DRecord,
@@ -78,6 +79,7 @@ class _Described:
     scene_line: str
     timebench: list[R4DRecord]
     queries: tuple[Query, ...]
+    boxes: dict[int, FrameBox]
 
 
 def read_summary(store: Store) -> Summary | None:
@@ -122,8 +124,8 @@ def _blocks(num_clips: int) -> list[range]:
 
 def _describe(root: str, recipe: Recipe, index: int) -> _Described:
     store, scene = Store(root), recipe.scene(index)
-    seconds = presentation_seconds(scene)
-    facts = object_facts(scene, seconds, _picture(store, mask_key(scene.id)))
+    seconds, mask_hw = presentation_seconds(scene), _picture(store, mask_key(scene.id))
+    facts = object_facts(scene, seconds, mask_hw)
     size_bytes = os.path.getsize(store.path(video_key(scene.id)))
     return _Described(
         scene_id=scene.id,
@@ -131,7 +133,17 @@ def _describe(root: str, recipe: Recipe, index: int) -> _Described:
         scene_line=_scene_line(scene, recipe.video_size(scene), facts),
         timebench=to_timebench([scene], videos={scene.id: video_key(scene.id)}),
         queries=ask(scene, facts),
+        boxes=dict(_frame_boxes(facts, mask_hw.shape)),
     )
+
+
+def _frame_boxes(facts: Sequence[ObjectFacts], shape_hw: tuple[int, ...]) -> Iterator[tuple[int, FrameBox]]:
+    """The bodies that the first frame shows, each with its box in fractions of the frame."""
+    height, width = shape_hw
+    for body in facts:
+        if body.first_frame_box is not None:
+            left, top, right, bottom = body.first_frame_box
+            yield body.body, (left / width, top / height, right / width, bottom / height)
 
 
 def _picture(store: Store, key: str) -> NDArray[np.uint8]:
@@ -236,7 +248,7 @@ class _Lists:
         videos = {clip.scene_id: video_key(clip.scene_id) for clip in clips}
         self._manifest.writelines(f"{clip.manifest_line}\n" for clip in clips)
         self._scenes.writelines(f"{clip.scene_line}\n" for clip in clips)
-        self._qa.extend(to_llava(questions, videos=videos))
+        self._qa.extend(to_llava(questions, videos=videos, boxes={clip.scene_id: clip.boxes for clip in clips}))
         self._test.extend(to_r4d(questions, videos=videos, som_images=som_images))
         self._timebench.extend(record for clip in clips for record in clip.timebench)
 

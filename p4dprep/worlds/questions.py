@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, groupby
-from typing import Literal, TypedDict, get_args
+from typing import Literal, NotRequired, TypedDict, get_args
 
 import numpy as np
 
@@ -246,13 +246,17 @@ class R4DRecord(TypedDict):
 
 Turn = TypedDict("Turn", {"from": str, "value": str})
 
+FrameBox = tuple[float, float, float, float]
+"""Left, top, right and bottom of a region in the first frame, as fractions of its width and height."""
+
 
 class LlavaRecord(TypedDict):
-    """A training conversation as LLaVA has it."""
+    """A training conversation as LLaVA has it; `regions` are ours, the first is that of `<obj_1>`."""
 
     id: str
     conversations: list[Turn]
     video: str
+    regions: NotRequired[list[FrameBox]]
 
 
 def to_r4d(
@@ -282,26 +286,35 @@ def to_r4d(
     ]
 
 
-def to_llava(questions: Iterable[Question], *, videos: Mapping[str, str]) -> list[LlavaRecord]:
+def to_llava(
+    questions: Iterable[Question], *, videos: Mapping[str, str], boxes: Mapping[str, Mapping[int, FrameBox]]
+) -> list[LlavaRecord]:
     """Conversations for training: every second question open with a short answer, the others with letters.
 
-    Things are called by their names, because a conversation shows the video only, without marks.
+    Regions are called `<obj_1>`, as in the benchmark; the trainer shows them by marks on the first frame, by boxes in
+    words, or both.
+
+    Args:
+        questions: what is asked.
+        videos: scene id to path.
+        boxes: scene id to the boxes of those bodies that the first frame shows.
     """
-    return [_conversation(question.named(), videos[question.scene_id]) for question in questions]
+    return [_conversation(question, videos[question.scene_id], boxes[question.scene_id]) for question in questions]
 
 
-def _conversation(question: Question, video: str) -> LlavaRecord:
+def _conversation(question: Question, video: str, boxes: Mapping[int, FrameBox]) -> LlavaRecord:
     listed = "\n".join(f"({letter}) {option}" for letter, option in zip(LETTERS, question.options, strict=False))
     asked = f"Options:\n{listed}\nAnswer with only the letter of the correct option."
     answer = question.letter
     if zlib.crc32(question.id.encode()) % 2:
         asked, answer = "Answer with a word or a short phrase.", question.answer
     human, gpt = f"<video>\n{question.text}\n{asked}", answer
-    return LlavaRecord(
+    record = LlavaRecord(
         id=question.id,
         conversations=[{"from": "human", "value": human}, {"from": "gpt", "value": gpt}],
         video=video,
     )
+    return record | {"regions": [boxes[body] for body in question.regions]} if question.regions else record
 
 
 def to_timebench(scenes: Iterable[Scene], *, videos: Mapping[str, str]) -> list[R4DRecord]:

@@ -80,16 +80,18 @@ class TestFormats:
             category="C",
             template="count",
             text="How many balls does <obj_1> pass?",
-            regions=(0,),
+            regions=(2,),
             names=("red ball",),
             options=("1", "2", "3", "4"),
             answer="2",
             answer_index=1,
         )
-        path = write(tmp_path / "qa.json", to_llava([question], videos={"train-0-1": "videos/train-0-1.mp4"}))
+        videos, boxes = {"train-0-1": "videos/train-0-1.mp4"}, {"train-0-1": {2: (0.25, 0.5, 0.375, 1.0)}}
+        path = write(tmp_path / "qa.json", to_llava([question], videos=videos, boxes=boxes))
         found = read_conversations([path], Report())[0]
         assert (found.id, found.video) == ("train-0-1-q3", "videos/train-0-1.mp4")
-        assert found.turns[0].text.startswith("How many balls does the red ball pass?")
+        assert found.regions == ((0.25, 0.5, 0.375, 1.0),)
+        assert found.turns[0].text.startswith("How many balls does <obj_1> pass?")
 
     def test_regions_and_clips_are_kept(self, tmp_path: Path) -> None:
         boxes = [[0.1, 0.2, 0.5, 1], [0, 0, 1, 0.5]]

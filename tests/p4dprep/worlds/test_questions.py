@@ -1,5 +1,6 @@
 """Questions: true by construction, silent where the truth is unclear, and no use to whoever does not see the video."""
 
+import json
 import math
 import re
 from collections import Counter, defaultdict
@@ -328,20 +329,26 @@ def test_r4d_records_hold_what_the_benchmark_scores(held_out: tuple[Question, ..
         assert "<obj_" not in record["question_raw"]
 
 
-def test_conversations_ask_about_named_things_openly_or_for_a_letter(held_out: tuple[Question, ...]) -> None:
+def test_conversations_ask_about_boxed_regions_openly_or_for_a_letter(held_out: tuple[Question, ...]) -> None:
     videos = {question.scene_id: f"{question.scene_id}.mp4" for question in held_out}
+    boxes = {scene_id: {body: (0.0, body / 100, 1.0, 1.0) for body in range(99)} for scene_id in videos}
     open_ones = 0
-    for question, record in zip(held_out, to_llava(held_out, videos=videos), strict=True):
+    for question, record in zip(held_out, to_llava(held_out, videos=videos, boxes=boxes), strict=True):
         human, gpt = record["conversations"]
         assert (human["from"], gpt["from"], record["video"]) == ("human", "gpt", videos[question.scene_id])
-        assert human["value"].startswith("<video>\n")
-        assert "<obj_" not in human["value"] + gpt["value"]
+        assert human["value"].startswith(f"<video>\n{question.text}\n")
+        assert [box[1] * 100 for box in record.get("regions", [])] == pytest.approx(question.regions)
+        assert ("regions" in record) == ("<obj_1>" in json.dumps(record))
         if "Options:" in human["value"]:
-            assert f"({gpt['value']}) {question.named().answer}" in human["value"].splitlines()
+            assert f"({gpt['value']}) {question.answer}" in human["value"].splitlines()
         else:
             open_ones += 1
-            assert gpt["value"] == question.named().answer
+            assert gpt["value"] == question.answer
     assert 0.4 < open_ones / len(held_out) < 0.6
+
+
+def test_answers_are_short_enough_for_a_small_student(held_out: tuple[Question, ...]) -> None:
+    assert max(len(question.answer) for question in held_out) < 50
 
 
 def test_timebench_offers_a_quarter_to_four_times_the_true_duration() -> None:

@@ -266,13 +266,31 @@ def test_questions_are_in_the_layout_of_the_benchmark_with_marks_that_exist(fold
 
 def test_conversations_are_as_llava_has_them(folder: Path) -> None:
     for record in read_json(folder / "qa.json"):
-        assert set(record) == {"id", "conversations", "video"}
+        assert set(record) - {"regions"} == {"id", "conversations", "video"}
         turns = record["conversations"]
         assert isinstance(turns, list)
         assert [turn["from"] for turn in turns] == ["human", "gpt"]
         assert turns[0]["value"].startswith("<video>\n")
         assert (folder / str(record["video"])).is_file()
     assert len(read_json(folder / "timebench.json")) == NUM_CLIPS
+
+
+def test_regions_of_a_conversation_are_the_marked_bodies_in_the_first_frame(folder: Path) -> None:
+    marked = {record["id"]: str(record["som_image"]) for record in read_json(folder / "test.json")}
+    num_regions = 0
+    for record in read_json(folder / "qa.json"):
+        mask_hw = np.asarray(Image.open(folder / "masks" / f"{Path(str(record['video'])).stem}.png"))
+        height, width = mask_hw.shape
+        regions = record.get("regions", [])
+        assert isinstance(regions, list)
+        assert bool(regions) == bool(marked[record["id"]])
+        instances = [int(number) for number in Path(marked[record["id"]]).stem.split("_")[-1].split("-") if regions]
+        for instance, region in zip(instances, regions, strict=True):
+            rows, columns = (mask_hw == instance).nonzero()
+            corners = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+            assert region == pytest.approx([c / size for c, size in zip(corners, (width, height) * 2, strict=True)])
+            num_regions += 1
+    assert num_regions > 5
 
 
 def test_lists_written_again_are_the_same_and_lists_of_no_question_are_valid(folder: Path, tmp_path: Path) -> None:
