@@ -184,7 +184,8 @@ def show(
 ) -> None:
     """Draw a clip as a PNG strip, or a sample of clips as one self-contained HTML page.
 
-    Frames are decoded again from the source; where it is gone or its times differ, the targets are drawn without.
+    Frames are those kept in the cache, or decoded again from the source; where it is gone or its times differ, the
+    targets are drawn without.
 
     **Examples**
 
@@ -319,9 +320,15 @@ def read_frames(
     decoder: "Decoder",
     storage_options: Mapping[str, Any] | None,
 ) -> tuple["RGB | None", str]:
-    """The clip's frames, or None and why: the source is gone, broken, or no longer the one that the teachers saw."""
+    """The clip's frames, as the cache keeps them or decoded again.
+
+    None and why: the source is gone, broken, or no longer the one that the teachers saw.
+    """
     from p4dprep.video import local_copy
 
+    kept = _kept_frames(cache, clip["index"])
+    if kept is not None:
+        return kept, ""
     try:
         with local_copy(clip["uri"], storage_options) as video:
             read = decoder.read(video.path, cache.sampling, clip.get("start_seconds"), clip.get("end_seconds"))
@@ -330,6 +337,16 @@ def read_frames(
     if not np.array_equal(read.time_seconds_t, times):
         return None, "drawn without its frames: the source's frame times differ from the cached ones; was it replaced?"
     return read.frames_thwc, ""
+
+
+def _kept_frames(cache: "Cache", index: int) -> "RGB | None":
+    """Frames of a clip that the cache keeps, of the first size that there is."""
+    for group in map(cache.group, cache.groups()):
+        for spec in group.targets:
+            if spec.quantity == "rgb frames":
+                with contextlib.suppress(MissingDataError):
+                    return group.read(index, spec.name)
+    return None
 
 
 def _file_name(text: str) -> str:
@@ -418,6 +435,8 @@ def _licence(group: "GroupInfo") -> str:
     """The licence that the installed teacher of this kind declares; the weights' own card may say more."""
     from p4dprep import registry
 
+    if any(target.quantity == "rgb frames" for target in group.targets):
+        return "that of the videos"
     try:
         return registry.load(registry.parse_teacher(group.teacher).kind).info.licence
     except P4DError:

@@ -14,8 +14,10 @@ from typer.testing import CliRunner
 
 from cli import cache as commands
 from p4dprep.cache import Cache, verify
+from p4dprep.corpus import write_manifest
 from p4dprep.errors import CacheFormatError, MissingDataError, RequestError
 from tests.cache_builder import build_cache, write_video
+from tests.p4dprep.extract.builders import extract_here, make_request
 
 HOSTILE_NAME = "<script>alert('{index}')<;script> \"quoted\" \x1b[31m.mp4"
 
@@ -147,6 +149,20 @@ def test_a_source_that_is_gone_or_replaced_is_said_and_drawn_without_frames(tmp_
     result = run("show", cache, "1", "--out", out)
     assert "clip-1: drawn without its frames: the source's frame times differ" in result.stderr
     assert result.stdout.strip() == str(out)
+
+
+def test_frames_kept_in_the_cache_are_drawn_when_the_video_is_gone(tmp_path: Path) -> None:
+    build_cache(tmp_path, num_clips=2, num_failed=0)
+    cache, clips = tmp_path / "cache", tmp_path / "clips.parquet"
+    write_manifest(Cache.open(str(cache)).clips().drop_columns(["index"]), str(clips))
+    extract_here(make_request(clips, cache, keep_frames=48))
+    shutil.rmtree(tmp_path / "videos")
+    assert run_json("show", cache, "0", "--out", tmp_path / "strip.png")["notes"] == {}
+    assert strip_rows(tmp_path / "strip.png") == 8
+    run("show", cache, "--html", tmp_path / "page.html")
+    assert "that of the videos" in (tmp_path / "page.html").read_text()
+    assert "frames_frames: rgb frames [1], 4 x 48 x 48 x 3, rgb-uint8" in run("info", cache).stdout
+    assert run_json("verify", cache)["ok"]
 
 
 class Page(HTMLParser):

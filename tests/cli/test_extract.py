@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cli.app import main
+from p4dprep.cache import Cache
 from tests.e2e.commands import P4DPREP, run, run_json
 from tests.p4dprep.extract.builders import write_corpus
 
@@ -31,6 +32,9 @@ WRONG_REQUESTS = [
     (("extract", "https://example.invalid/a.mp4", "cache", "--teacher", "opencv-dis"), "--allow-http"),
     (("cache", "info", "nowhere"), "no cache at"),
     (("extract", "videos", "cache", "--teacher", "opencv-dis", "--stride", "4"), "needs --fps"),
+    (("extract", "videos", "cache"), "nothing to extract: name a teacher"),
+    (("extract", "videos", "cache", "--keep-frames", "9"), "size '9' is not 224 or HEIGHTxWIDTH"),
+    (("extract", "videos", "cache", "--keep-frames", "336", "--frames", "4000"), "keep fewer frames or smaller ones"),
 ]
 
 
@@ -48,6 +52,19 @@ def test_flags_win_over_the_file_and_coverage_decides_the_exit_code(
     assert info["sampling"]["num_frames"] == 4
     text = run("extract", "--config", tmp_path / "job.yaml", "--frames", 4, "--coverage", 0.75)
     assert text == ""
+
+
+def test_frames_are_kept_without_a_teacher_or_beside_one_that_was_there(
+    videos: Path, tmp_path: Path, ray_address: str
+) -> None:
+    common = (videos, tmp_path / "cache", *SMALL, "--address", ray_address, "--coverage", 0.5)
+    alone = run_json("extract", *common, "--keep-frames", "40x56")
+    assert (alone["committed"], list(alone["teachers"])) == (NUM_CLIPS - 1, ["frames"])
+    assert alone["teachers"]["frames"]["teacher"] == "frames:40x56"
+    both = run_json("extract", *common, "--keep-frames", "40x56", "--teacher", "opencv-dis")
+    committed = {name: group["committed"] for name, group in both["teachers"].items()}
+    assert committed == {"opencv_dis": NUM_CLIPS - 1, "frames": 0}
+    assert Cache.open(str(tmp_path / "cache")).read("clip_01.mp4", "frames_frames").shape == (4, 40, 56, 3)
 
 
 def test_plan_measures_clips_and_leaves_no_cache(videos: Path, tmp_path: Path) -> None:
