@@ -59,16 +59,13 @@ def projected(student: "Backbone", batch: StudentBatch) -> Iterator[None]:
     The model is given them as it begins, inside its own forward pass: what wraps it, such as FSDP, is then at work.
 
     Raises:
-        RequestError: the vision tower learns, so that its features of before no longer hold.
+        RequestError: the vision tower learns.
     """
     if batch.features is None:
         yield
         return
-    part_of = student.adapter.part_of
-    if any(part_of(name) == "vision_tower" and each.requires_grad for name, each in student.model.named_parameters()):
-        raise RequestError(
-            "the vision tower learns, so cached features would go stale; tune projector and LLM, or train on frames"
-        )
+    if torch.is_grad_enabled():
+        student.check_frozen_tower()
 
     def give(
         _module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]

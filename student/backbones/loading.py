@@ -1,10 +1,11 @@
 """From a folder or hub id to a student. Only transformers' own classes, only safetensors, never a repository's code."""
 
 import contextlib
+import copy
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -47,6 +48,7 @@ def load(
     *,
     dtype: torch.dtype | Literal["auto"] = "auto",
     tpe: bool = False,
+    tower_only: bool = False,
 ) -> Backbone:
     """A student with its weights, on the CPU, in evaluation mode.
 
@@ -55,17 +57,19 @@ def load(
         revision: the hub's branch, tag or commit; resolved to its commit once.
         dtype: of the weights; `auto` keeps that of the checkpoint.
         tpe: whether batches that it encodes carry the frames' times for TPE.
+        tower_only: leave out all layers of the LLM but the first: enough for `vision_features`, in far less memory.
 
     Raises:
         RequestError: not found, of an unknown family, without safetensors, or with weights missing.
     """
     import transformers
 
-    adapter = load_adapter(_folder(model, revision, (*_SETTINGS, *_WEIGHTS)))
+    adapter = load_adapter(student_folder(model, revision))
     try:
-        with no_progress_bar():
+        with no_progress_bar(), _no_warning() if tower_only else contextlib.nullcontext():
             weights, report = getattr(transformers, adapter.model_class).from_pretrained(
                 adapter.folder,
+                config=_with_one_layer(adapter.config) if tower_only else None,
                 dtype=dtype,
                 attn_implementation="sdpa",  # always given: a config may name one that is fetched as compiled code
                 use_safetensors=True,
@@ -108,6 +112,15 @@ def load_adapter(model: str | os.PathLike[str], revision: str | None = None) -> 
     return family(processor, config, folder)
 
 
+def student_folder(model: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """Where a student's settings and weights lie; what comes from the hub is one commit, which names the folder.
+
+    Raises:
+        RequestError: not found.
+    """
+    return _folder(model, revision, (*_SETTINGS, *_WEIGHTS))
+
+
 def _folder(model: str | os.PathLike[str], revision: str | None, patterns: tuple[str, ...]) -> Path:
     """Where the student's files lie; from the hub come only those of `patterns`, of one commit."""
     from huggingface_hub import snapshot_download
@@ -131,6 +144,29 @@ def _family(model_type: str, model: str | os.PathLike[str]) -> type[FamilyAdapte
             f"An adapter is {_WANTED}; docs/students.md shows how to add one"
         )
     return FAMILIES[model_type]
+
+
+def _with_one_layer(config: Any) -> Any:
+    """A copy of a config whose LLM has its first layer only."""
+    shallow = copy.deepcopy(config)
+    text = shallow.get_text_config()
+    text.num_hidden_layers = 1
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:1]
+    return shallow
+
+
+@contextlib.contextmanager
+def _no_warning() -> Iterator[None]:
+    """transformers without its list of weights that are not wanted."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 @contextlib.contextmanager

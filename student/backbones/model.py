@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from p4dprep.errors import RequestError
 from student.backbones.adapter import FamilyAdapter, Part
+from student.backbones.cached import projected
 from student.backbones.types import IGNORED_LABEL, StudentBatch, StudentOutput
 from student.samples import StudentSample
 from student.tpe import timestamp_encoding
@@ -72,6 +73,19 @@ class Backbone:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(self.adapter.part_of(name) in parts)
 
+    def check_frozen_tower(self) -> None:
+        """Refuse to train on cached features of a vision tower that learns: they would go stale.
+
+        Raises:
+            RequestError: it learns.
+        """
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and self.adapter.part_of(name) == "vision_tower":
+                raise RequestError(
+                    "the vision tower learns, so its cached features would go stale; tune projector and LLM, or train "
+                    "without cached features"
+                )
+
     def encode(
         self, samples: Sequence[StudentSample], *, padding_side: Literal["left", "right"] = "right"
     ) -> StudentBatch:
@@ -82,19 +96,21 @@ class Backbone:
         """Run the model once.
 
         Args:
-            batch: on the model's device. TPE is added where it carries times.
+            batch: on the model's device. TPE is added where it carries times. Where it carries features, the vision
+                tower does not run on its videos.
             layer: 1 to `num_layers`: the decoder layer whose output is returned as hidden states; the last one's is
                 what the language head reads, normalised.
             inject: changes what the LLM reads, see `injecting`.
 
         Raises:
-            RequestError: no such layer.
+            RequestError: no such layer, or features of a vision tower that learns.
         """
         if not 1 <= layer <= self.num_layers:
             raise RequestError(f"layer {layer} does not exist; this student has layers 1 to {self.num_layers}")
         labels = batch.labels if bool((batch.labels != IGNORED_LABEL).any()) else None
         with ExitStack() as hooks:
             hooks.enter_context(self.timed(batch))
+            hooks.enter_context(projected(self, batch))
             hooks.enter_context(self.injecting(batch, inject))
             hidden = hooks.enter_context(self._captured(layer))
             output = self.model(**batch.inputs, labels=labels, use_cache=False)

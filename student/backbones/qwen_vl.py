@@ -40,7 +40,6 @@ class Qwen25VLAdapter(FamilyAdapter):
             calls.append(torch.cat([s.repeat_interleave(num) for s, num in zip(steps, patches, strict=True)]))
         return tuple(calls)
 
-
     def feature_sizes(self, media: Mapping[str, Tensor], num_frames: int) -> dict[str, int]:  # noqa: ARG002
         """Patches in the tower's own order, window by window in Qwen2.5-VL."""
         num_patches = int(media["video_grid_thw"][0].prod())

@@ -17,7 +17,7 @@ from p4dprep.registry import RESERVED_NAMES, TeacherSpec, available, build, load
 from p4dprep.targets import Teacher
 
 ROOT = Path(__file__).parents[2]
-OURS = {"depth-anything", "l4p", "opencv-dis", "ptlflow", "truth", "videomae", "vjepa2"}
+OURS = {"depth-anything", "l4p", "opencv-dis", "ptlflow", "student", "truth", "videomae", "vjepa2"}
 
 
 @pytest.mark.parametrize(
