@@ -25,7 +25,7 @@ from p4dprep.cache import Cache
 from p4dprep.errors import FingerprintMismatchError, P4DError, RequestError
 from p4dprep.storage import one_line
 from student import run_folder
-from student.backbones import Backbone, load
+from student.backbones import Backbone, load, load_adapter
 from student.conversations import Report, read_conversations
 from student.data import DataConfig, TrainingData
 from student.distilled import Collate, DistilledStudent
@@ -35,7 +35,7 @@ from student.p4d_config import P4DConfig, plan
 from student.page import write_page
 from student.rivals import Rival, make_rival
 from student.train_config import FREE_FIELDS, TrainConfig, parse_config
-from student.trainer import DistillationTrainer, MapPictures, RunLog, training_arguments
+from student.trainer import DistillationTrainer, MapPictures, RunLog, training_arguments, uses_cpu
 from student.tuning import tune
 
 ShowLine = Callable[[int, Mapping[str, float]], None]
@@ -113,46 +113,71 @@ def _check_folder(run: Path, resume: bool) -> None:
     run.mkdir(parents=True, exist_ok=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    """A request that was found possible, and written down as what the run is."""
+
+    cache: Cache
+    data: TrainingData
+    order: BatchOrder
+    num_steps: int
+    report: Report
+
+
+def _prepare(config: TrainConfig, *, writes: bool) -> _Prepared:
+    """Read what the run is made of and compare it with the run's folder; needs no weights in memory."""
+    cache = Cache.open(config.cache, config.storage_options or None)
+    report = Report(on_problem=config.on_problem)
+    data = _data(config, cache, report)
+    order = BatchOrder(num_samples=len(data), batch_size=config.batch_size, seed=config.seed)
+    num_steps = config.max_steps or config.epochs * order.num_steps
+    if writes:
+        student = load_adapter(config.student, config.revision).folder
+        _claim(Path(config.out), config, _identity(cache, data, student, config) | {"steps": str(num_steps)})
+    return _Prepared(cache=cache, data=data, order=order, num_steps=num_steps, report=report)
+
+
 def _train_here(config: TrainConfig, show: ShowLine) -> TrainReport:
     """Train in this process, one of several if the environment says so."""
     started, run = time.perf_counter(), Path(config.out)
-    state = PartialState()
+    state = PartialState(cpu=uses_cpu(config))
     transformers.set_seed(config.seed)
-    cache = Cache.open(config.cache, config.storage_options or None)
-    backbone = load(config.student, config.revision, dtype=torch.float32, tpe=config.time_cue == "tpe")
-    model = build_model(config, cache, backbone)
-    report = Report(on_problem=config.on_problem)
-    data = _data(config, cache, model, report)
-    order = BatchOrder(num_samples=len(data), batch_size=config.batch_size, seed=config.seed)
-    num_steps = config.max_steps or config.epochs * order.num_steps
-    if state.is_main_process:
-        _claim(run, config, _identity(cache, data, backbone, config) | {"steps": str(num_steps)})
+    made = _prepare(config, writes=state.is_main_process)
     state.wait_for_everyone()
     checkpoint = (run_folder.checkpoints(run) or [None])[-1]
     done = run_folder.step_of(checkpoint) if checkpoint else 0
-    if done < num_steps:
-        arguments = training_arguments(config, num_steps, state.num_processes, use_bf16=_uses_bf16(config, state))
-        trainer = DistillationTrainer(
-            model,
-            arguments,
-            data,
-            order,
-            Collate(backbone.adapter, config.time_cue),
-            first_step=done,
-            callbacks=[RunLog(run, lambda line: show(num_steps, line))],
-        )
-        if config.picture_steps and model.p4d is not None:
-            trainer.add_callback(MapPictures(trainer, run, config.picture_steps))
+    if done < made.num_steps:
+        trainer = _trainer(config, made, done, lambda line: show(made.num_steps, line))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if trainer.state.global_step < num_steps:
-            raise RuntimeError(f"the run ended after {trainer.state.global_step} of {num_steps} steps")
-    data.close()
-    ended = _report(run, num_steps, report, time.perf_counter() - started)
+        if trainer.state.global_step < made.num_steps:
+            raise RuntimeError(f"the run ended after {trainer.state.global_step} of {made.num_steps} steps")
+    made.data.close()
+    ended = _report(run, made, time.perf_counter() - started)
     if state.is_main_process:
         content = json.dumps(asdict(ended) | {"run": str(run)}, indent=2)
         run_folder.write_atomically(run / run_folder.REPORT, content + "\n")
         write_page(run)
     return ended
+
+
+def _trainer(
+    config: TrainConfig, made: _Prepared, done: int, on_line: Callable[[dict[str, float]], None]
+) -> DistillationTrainer:
+    state, run = PartialState(), Path(config.out)
+    backbone = load(config.student, config.revision, dtype=torch.float32, tpe=config.time_cue == "tpe")
+    model = build_model(config, made.cache, backbone)
+    trainer = DistillationTrainer(
+        model,
+        training_arguments(config, made.num_steps, state.num_processes, use_bf16=_uses_bf16(config, state)),
+        made.data,
+        made.order,
+        Collate(backbone.adapter, config.time_cue),
+        first_step=done,
+        callbacks=[RunLog(run, on_line)],
+    )
+    if config.picture_steps and model.p4d is not None:
+        trainer.add_callback(MapPictures(trainer, run, config.picture_steps))
+    return trainer
 
 
 def _uses_bf16(config: TrainConfig, state: PartialState) -> bool:
@@ -202,10 +227,12 @@ def p4d_config(config: TrainConfig, cache: Cache) -> P4DConfig:
     )
 
 
-def _data(config: TrainConfig, cache: Cache, model: DistilledStudent, report: Report) -> TrainingData:
-    teaches = model.p4d.config.targets if model.p4d is not None else ()
+def _data(config: TrainConfig, cache: Cache, report: Report) -> TrainingData:
+    targets: tuple[str, ...] = p4d_config(config, cache).targets if config.distils else ()
+    if config.strategy != "p4d":
+        targets = make_rival(config.strategy, cache, hidden_size=1).targets
     wanted = DataConfig(
-        targets=model.rival.targets if model.rival is not None else teaches,
+        targets=targets,
         media_folder=config.media,
         frame_size=config.frame_size,
         regions=config.regions,
@@ -216,15 +243,15 @@ def _data(config: TrainConfig, cache: Cache, model: DistilledStudent, report: Re
     return TrainingData(cache, conversations, wanted, report, config.storage_options or None)
 
 
-def _identity(cache: Cache, data: TrainingData, backbone: Backbone, config: TrainConfig) -> dict[str, str]:
+def _identity(cache: Cache, data: TrainingData, student: Path, config: TrainConfig) -> dict[str, str]:
     """What a run is made of, by content: another place of the same things is the same run."""
     groups = {target.group for target in data.targets.values()}
     made = {f"cache group {name}": cache.group(name).fingerprint_digest for name in sorted(groups)}
     said = [Path(path) for path in config.qa]
     files = [file for path in said for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
     return {
-        "student": _digest_of_files(sorted(backbone.adapter.folder.glob("*.safetensors"))),
-        "student's settings": _digest_of_files(sorted(backbone.adapter.folder.glob("*.json"))),
+        "student": _digest_of_files(sorted(student.glob("*.safetensors"))),
+        "student's settings": _digest_of_files(sorted(student.glob("*.json"))),
         "conversations": _digest_of_files(files),
         "samples": _digest_of_arrays(data.clip_of_row, data.conversation_of_row),
         **made,
@@ -268,14 +295,14 @@ def _claim(run: Path, config: TrainConfig, identity: Mapping[str, str]) -> None:
     run_folder.write_atomically(run / run_folder.IDENTITY, json.dumps(identity, indent=2) + "\n")
 
 
-def _report(run: Path, num_steps: int, report: Report, seconds: float) -> TrainReport:
+def _report(run: Path, made: _Prepared, seconds: float) -> TrainReport:
     log = run_folder.read_log(run)
     return TrainReport(
         run=run,
-        num_steps=num_steps,
-        num_samples=report.num_used,
-        num_left_out=report.counts.total(),
-        left_out=str(report),
+        num_steps=made.num_steps,
+        num_samples=made.report.num_used,
+        num_left_out=made.report.counts.total(),
+        left_out=str(made.report),
         seconds=seconds,
         first=log[0] if log else {},
         last=log[-1] if log else {},
@@ -290,12 +317,13 @@ def _train_on_ray(config: TrainConfig) -> TrainReport:
 
     from p4dprep.extract.job import start_ray
 
+    _prepare(config, writes=True)  # what is wrong with the request is said here, once, before workers start
     start_ray(config.address)
     gpus = config.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= config.workers else 0.0
     run = Path(config.out).resolve()
-    values = config.model_dump(mode="json") | {"out": str(run)}
+    values = config.model_dump(mode="json") | _absolute_places(config)
     trainer = TorchTrainer(
         _work,
         # The options may hold a secret; Ray shows a config, but not what lies behind a reference.
@@ -317,6 +345,21 @@ def _train_on_ray(config: TrainConfig) -> TrainReport:
     return TrainReport(**(ended | {"run": run}))
 
 
+def _absolute_places(config: TrainConfig) -> dict[str, Any]:
+    """Paths as workers find them, who start in folders of their own."""
+
+    def absolute(place: str) -> str:
+        return place if "://" in place else str(Path(place).expanduser().resolve())
+
+    return {
+        "cache": absolute(config.cache),
+        "qa": [absolute(path) for path in config.qa],
+        "media": config.media and absolute(config.media),
+        "student": absolute(config.student) if Path(config.student).expanduser().is_dir() else config.student,
+        "out": absolute(config.out),
+    }
+
+
 def _cause(error: BaseException) -> P4DError:
     """What went wrong in the first worker that failed, as one of our own errors."""
     failures = getattr(error, "worker_failures", {})
@@ -330,7 +373,11 @@ def _work(config: Mapping[str, Any]) -> None:
     import ray
 
     options = ray.get(config["storage_options"][0])
-    _train_here(parse_config(config["values"] | {"storage_options": options}), lambda *_: None)
+    request = parse_config(config["values"] | {"storage_options": options})
+    num_processes = PartialState(cpu=uses_cpu(request)).num_processes
+    if num_processes != request.workers:
+        raise RuntimeError(f"a worker sees {num_processes} workers where there are {request.workers}")
+    _train_here(request, lambda *_: None)
 
 
 @contextmanager

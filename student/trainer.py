@@ -97,6 +97,7 @@ def training_arguments(config: TrainConfig, num_steps: int, num_ranks: int, *, u
         "save_total_limit": config.keep_checkpoints,
         "seed": config.seed,
         "bf16": use_bf16,
+        "use_cpu": uses_cpu(config),
         "dataloader_num_workers": config.loader_workers,
         "remove_unused_columns": False,
         "ignore_data_skip": True,  # the order skips without reading
@@ -109,6 +110,11 @@ def training_arguments(config: TrainConfig, num_steps: int, num_ranks: int, *, u
         return TrainingArguments(**(values | config.trainer))
     except (TypeError, ValueError, ImportError) as error:
         raise RequestError(f"trainer: {' '.join(str(error).split())}") from None
+
+
+def uses_cpu(config: TrainConfig) -> bool:
+    """Whether the run stays on the CPU; several processes there must say so before they find each other."""
+    return bool(config.trainer.get("use_cpu", not torch.accelerator.is_available()))
 
 
 class DistillationTrainer(Trainer):
