@@ -11,6 +11,7 @@ from typing import Any
 
 from p4dprep.errors import RequestError
 from student.backbones.loading import no_progress_bar
+from student.folders import refuse_used, whole_folder
 
 SIZES = ("tiny",)
 
@@ -58,19 +59,18 @@ def new_student(folder: str | os.PathLike[str], texts: Sequence[str], *, size: s
 
     Raises:
         RequestError: an unknown size, no text, or a folder that holds something.
+        StorageError: the disk refused.
     """
     target = Path(folder)
     if size not in SIZES:
         raise RequestError(f"student size {size!r} does not exist; choose one of {', '.join(SIZES)}")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise RequestError(f"{target} exists and is not an empty folder; a new student needs a folder of its own")
+    refuse_used(target)
     tokenizer = build_tokenizer(texts, QWEN_TOKENS)
     processor = _qwen_processor(tokenizer)
     model = _random_model(_qwen_config(tokenizer), seed)
-    target.mkdir(parents=True, exist_ok=True)
-    with no_progress_bar():
-        model.save_pretrained(target)
-    processor.save_pretrained(target)
+    with whole_folder(target) as folder, no_progress_bar():
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
     return target
 
 

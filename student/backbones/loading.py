@@ -2,10 +2,11 @@
 
 import contextlib
 import copy
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -18,6 +19,7 @@ from student.backbones.model import Backbone
 from student.backbones.qwen_vl import Qwen3VLAdapter, Qwen25VLAdapter
 from student.backbones.smolvlm import SmolVLMAdapter
 from student.backbones.video_llama3 import VideoLlama3Adapter
+from student.cues import TimeCue
 
 FAMILIES: dict[str, type[FamilyAdapter]] = {
     adapter.model_type: adapter
@@ -31,6 +33,9 @@ FAMILIES: dict[str, type[FamilyAdapter]] = {
     )
 }
 """The families by transformers' model_type. A new one is one file and one line here; docs/students.md shows how."""
+
+SETTINGS_KEY = "p4dprep"
+"""In the config.json of a student that was trained here: `{"time_cue": "tpe"}`. transformers does not look at it."""
 
 _SETTINGS = ("*.json", "*.jinja", "*.txt", "*.model")
 _WEIGHTS = ("*.safetensors",)
@@ -47,7 +52,7 @@ def load(
     revision: str | None = None,
     *,
     dtype: torch.dtype | Literal["auto"] = "auto",
-    tpe: bool = False,
+    tpe: bool | None = None,
     tower_only: bool = False,
 ) -> Backbone:
     """A student with its weights, on the CPU, in evaluation mode.
@@ -56,7 +61,8 @@ def load(
         model: a folder in the hub's own format or `ORG/NAME`.
         revision: the hub's branch, tag or commit; resolved to its commit once.
         dtype: of the weights; `auto` keeps that of the checkpoint.
-        tpe: whether batches that it encodes carry the frames' times for TPE.
+        tpe: whether batches that it encodes carry the frames' times for TPE; None does as the student was trained,
+            see `time_cue_of`.
         tower_only: leave out all layers of the LLM but the first: enough for `vision_features`, in far less memory.
 
     Raises:
@@ -82,7 +88,7 @@ def load(
     if missing := sorted(report["missing_keys"]):
         lacks = f"lacks {len(missing)} weights of {adapter.model_class}, such as {missing[0]}"
         raise RequestError(f"student {model} {lacks}; it would start with random ones")
-    return Backbone(adapter, weights.eval(), tpe=tpe)
+    return Backbone(adapter, weights.eval(), tpe=time_cue_of(adapter) == "tpe" if tpe is None else tpe)
 
 
 def load_adapter(model: str | os.PathLike[str], revision: str | None = None) -> FamilyAdapter:
@@ -110,6 +116,32 @@ def load_adapter(model: str | os.PathLike[str], revision: str | None = None) -> 
         needs = f" (it needs the package {family.requirement})" if family.requirement else ""
         raise RequestError(f"cannot load the processor of student {model}{needs}: {one_line(error)}") from error
     return family(processor, config, folder)
+
+
+def time_cue_of(adapter: FamilyAdapter) -> TimeCue:
+    """The time cue that a student was trained with, as its config.json says; `none` if it says nothing.
+
+    Raises:
+        RequestError: it says something unknown.
+    """
+    settings = getattr(adapter.config, SETTINGS_KEY, {"time_cue": "none"})
+    cue = settings.get("time_cue") if isinstance(settings, dict) else None
+    for known in get_args(TimeCue):
+        if cue == known:
+            return known  # type: ignore[no-any-return]
+    raise RequestError(
+        f"config.json in {adapter.folder} says {SETTINGS_KEY}: {settings!r}; it must hold a time_cue, one of "
+        f"{', '.join(get_args(TimeCue))}"
+    )
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 of a student's weights: of the SHA-256 of each file, in the order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def student_folder(model: str | os.PathLike[str], revision: str | None = None) -> Path:
