@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +33,6 @@ _DTYPES: Mapping[str, DType] = {"float16": "float16", "float32": "float32"}
 _WEIGHTS = ("model.safetensors", "model-*.safetensors")
 _VISION_SETTINGS = ("vision_feature_layer", "vision_feature_select_strategy", "downsample_ratio")
 """What a config says of the vision tower outside its own part."""
-_NO_SETTINGS = frozenset({"dtype", "torch_dtype", "transformers_version", "_name_or_path", "architectures"})
 
 
 class StudentTeacher(Teacher):
@@ -194,20 +193,17 @@ def tower_identity(adapter: "FamilyAdapter") -> dict[str, str]:
     Raises:
         RequestError: the folder holds no weights of the tower.
     """
+    from transformers import PreTrainedConfig
+
     vision = {name: getattr(adapter.config, name) for name in _VISION_SETTINGS if hasattr(adapter.config, name)}
-    vision |= _settings(adapter.config.vision_config.to_dict())
+    common = PreTrainedConfig().to_dict()  # what every config holds says nothing of a tower
+    vision |= {name: value for name, value in adapter.config.vision_config.to_dict().items() if name not in common}
     return {
         "model_type": adapter.model_type,
         "tower_sha256": _tower_digest(adapter),
         "tower": json.dumps(vision, sort_keys=True, default=str),
-        "video_processor": json.dumps(
-            _settings(adapter.processor.video_processor.to_dict()), sort_keys=True, default=str
-        ),
+        "video_processor": json.dumps(adapter.processor.video_processor.to_dict(), sort_keys=True, default=str),
     }
-
-
-def _settings(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if name not in _NO_SETTINGS}
 
 
 def _tower_digest(adapter: "FamilyAdapter") -> str:

@@ -164,6 +164,18 @@ class TestIds(EncodingContract):
         assert decoded.dtype == np.uint8
 
 
+class TestVisionFeatures(EncodingContract):
+    spec = dataclasses.replace(LATENTS, quantity="vision features")
+
+    @pytest.mark.parametrize("dtype", ["float16", "float32"])
+    def test_every_bit_of_the_declared_dtype_survives(self, dtype: Any) -> None:
+        spec = dataclasses.replace(self.spec, dtype=dtype)
+        values = make_values(spec, 1)
+        found = round_trip(values, spec)
+        assert found.dtype == values.dtype == dtype
+        assert found.tobytes() == values.tobytes()
+
+
 class TestPose(EncodingContract):
     spec = dataclasses.replace(RAYS, quantity="camera pose", dims=("t", "row", "column"), shape=(4, 4, 4))
 
