@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli import cache, demo, doctor, eval, extract, teachers, worlds
+from cli import cache, demo, doctor, eval, export, extract, student, teachers, train, worlds
 from p4dprep import __version__
 from p4dprep.errors import P4DError
 from p4dprep.storage import redact
@@ -21,9 +21,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("extract")(extract.extract)
+app.command("train")(train.train)
+app.command("export")(export.export)
 app.add_typer(cache.app, name="cache", help="Look into a cache, verify it, show it, clean it.")
 app.add_typer(eval.app, name="eval", help="Judge maps by the truth.")
 app.add_typer(teachers.app, name="teachers", help="List the teachers; import the paper's checkpoint.")
+app.add_typer(student.app, name="student", help="Make a small student of random weights.")
 app.command("doctor")(doctor.doctor)
 app.command("worlds")(worlds.worlds)
 app.command("demo")(demo.demo)

@@ -11,6 +11,7 @@ from typing import Any
 
 from p4dprep.errors import RequestError
 from student.backbones.loading import no_progress_bar
+from student.conversations import Report, read_conversations
 from student.folders import refuse_used, whole_folder
 
 SIZES = ("tiny",)
@@ -36,6 +37,9 @@ QWEN_TEMPLATE = (
 )
 
 _ROLES = ("user\n", "assistant\n")
+
+_NUM_WORLDS = 64
+"""Enough for every question template and every name."""
 
 _TEXT_WIDTH = 96
 _VISION_WIDTH = 64
@@ -72,6 +76,33 @@ def new_student(folder: str | os.PathLike[str], texts: Sequence[str], *, size: s
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
     return target
+
+
+def texts_of_conversations(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """Every question and answer in some files of conversations, each once, sorted; broken records do not matter here.
+
+    Raises:
+        RequestError: a file cannot be read, or there is no conversation.
+    """
+    column = read_conversations(paths, Report(on_problem="leave out")).table.column("texts")
+    return sorted({text for chunk in column.chunks for text in chunk.flatten().to_pylist()})
+
+
+def texts_of_worlds() -> list[str]:
+    """What `p4dprep worlds` asks and answers about its first scenes, each once, sorted."""
+    from p4dprep.worlds.questions import balance
+    from p4dprep.worlds.render import trace
+    from p4dprep.worlds.templates import ask
+    from p4dprep.worlds.tracks import object_facts
+    from p4dprep.worlds.write import Recipe, presentation_seconds
+
+    recipe, queries = Recipe(split="train", seed=0, size=None), []
+    for scene in map(recipe.scene, range(_NUM_WORLDS)):
+        seconds = presentation_seconds(scene)
+        instances_hw = trace(scene, seconds[:1], *recipe.video_size(scene)).instances_thw[0]
+        queries += ask(scene, object_facts(scene, seconds, instances_hw))
+    questions = balance(queries, recipe.seed)
+    return sorted({text for each in questions for text in (each.text, each.named().text, *each.options)})
 
 
 def build_tokenizer(texts: Sequence[str], special_tokens: Mapping[str, str], *, vocab_size: int = 1024) -> Any:
