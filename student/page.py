@@ -131,10 +131,10 @@ def _panels(settings: Mapping[str, Any], records: Sequence[Record]) -> list[Pane
     taps = [(key, key.removeprefix("ld/")) for key in keys if key.startswith("ld/")]
     latent, explicit = settings.get("latent_weight", "w"), settings.get("explicit_weight", "w")
     groups = [
-        ("Total", f"SFT + {latent} LD + {explicit} ED, as learnt from", [("loss", "total")]),
+        ("Total", f"SFT + {latent} LD + {explicit} Σ λ ED", [("loss", "total")]),
         ("SFT", "cross entropy of the answers", [("sft", "SFT")]),
-        ("LD", "latents, unweighted", [("ld", "mean"), *taps]),
-        *((f"ED {key.removeprefix('ed/')}", "map, unweighted", [(key, key)]) for key in keys if key.startswith("ed/")),
+        ("LD", "" if taps else "latents, unweighted", [("ld", "mean"), *taps]),
+        *((f"ED {key.removeprefix('ed/')}", "unweighted", [(key, key)]) for key in keys if key.startswith("ed/")),
     ]
     panels = []
     for number, (title, note, terms) in enumerate(groups):
@@ -150,7 +150,7 @@ def _panel(name: str, title: str, note: str, curves: Sequence[Curve], records: S
     legend = zip((curve.label for curve in curves), _colours(len(curves)), strict=True)
     return Panel(
         title=title,
-        note=f"{note}; {lost} values are not finite and not drawn" if lost else note,
+        note=f"{note} ({lost} values are not finite and not drawn)" if lost else note,
         trend=_trend(curves[0]),
         svg=_svg(name, curves, steps),
         legend=tuple(legend) if len(curves) > 1 else (),
@@ -173,13 +173,13 @@ def _svg(name: str, curves: Sequence[Curve], steps: tuple[int, int]) -> Markup:
     see it, so that the page of a long run stays small.
     """
     style = {
-        "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 8,
+        "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 8.5,
         "text.color": _INK, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK,
     }  # fmt: skip
     buffer = io.StringIO()
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(3.7, 1.8))
-        axes = figure.add_axes((0.13, 0.23, 0.84, 0.73))
+        figure = Figure(figsize=(3.2, 1.7))
+        axes = figure.add_axes((0.14, 0.25, 0.82, 0.71))
         for number, (curve, colour) in reversed(list(enumerate(zip(curves, _colours(len(curves)), strict=True)))):
             _draw(axes, curve, colour, _FAINT_WIDTH if number else _WIDTH, f"{name}-{number}")
         _scale(axes, curves, steps)
@@ -195,10 +195,11 @@ def _svg(name: str, curves: Sequence[Curve], steps: tuple[int, int]) -> Markup:
 def _draw(axes: Axes, curve: Curve, colour: str, width: float, name: str) -> None:
     if not curve.steps:
         return
-    style = {"color": colour, "clip_on": False, "solid_capstyle": "round", "solid_joinstyle": "round"}
-    axes.plot(curve.steps, curve.values, linewidth=width, gid=name, **style)
-    # A line without length ends round: a dot, which shows a log of one line too.
-    axes.plot(curve.steps[-1:] * 2, curve.values[-1:] * 2, linewidth=3 * width, **style)
+    (line,) = axes.plot(curve.steps, curve.values, linewidth=width, gid=name)
+    # A line without length has round ends: a dot, which shows a log of one line too.
+    (dot,) = axes.plot(curve.steps[-1:] * 2, curve.values[-1:] * 2, linewidth=3 * width)
+    for drawn in (line, dot):
+        drawn.set(color=colour, clip_on=False, solid_capstyle="round", solid_joinstyle="round")
 
 
 def _scale(axes: Axes, curves: Sequence[Curve], steps: tuple[int, int]) -> None:
@@ -254,7 +255,9 @@ def _numbers(records: Sequence[Record]) -> list[tuple[str, str, str, str]]:
         found = [record[key] for record in records if key in record]
         first, last = found[0], found[-1]
         change = last / first - 1 if first else math.nan
-        rows.append((key, _number(first), _number(last), f"{change:+.0%}" if math.isfinite(change) else "–"))
+        rows.append(
+            (key, _number(first), _number(last), f"{change:+.0%}".replace("-", "−") if math.isfinite(change) else "–")
+        )
     return rows
 
 

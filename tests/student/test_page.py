@@ -170,7 +170,7 @@ def test_what_is_0_throughout_has_no_curve_and_what_is_no_number_is_counted(tmp_
 def test_the_table_holds_first_last_and_change_of_every_number(tmp_path: Path) -> None:
     records = [line(step, grad_norm=0.001 * step, learning_rate=0.0, sft=12345.0) for step in STEPS]
     page = Page(write_page(run_folder(tmp_path / "run", records)))
-    assert page.after("loss", 3) == ["40", "10", "-75%"]
+    assert page.after("loss", 3) == ["40", "10", "−75%"]
     assert page.after("grad_norm", 3) == ["0.01", "0.04", "+300%"]
     assert page.after("learning_rate", 3) == ["0", "0", "–"]
     assert page.after("sft", 3) == ["12,345", "12,345", "+0%"]
