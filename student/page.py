@@ -238,14 +238,19 @@ def _facts(settings: Mapping[str, Any], records: Sequence[Record]) -> list[tuple
 
 def _speed(records: Sequence[Record]) -> list[tuple[str, str]]:
     """Samples per second and the share of time that waited for data, over the whole log."""
-    known = [record for record in records if record.get("samples_per_second", 0) > 0]
+    num_steps = np.diff([record["step"] for record in records], prepend=0)
+    known = [(record, count) for record, count in zip(records, num_steps, strict=True) if _rate(record) > 0]
     if not known:
         return []
-    # Every line stands for as many samples, so its time is the inverse of its speed.
-    seconds = np.array([1 / record["samples_per_second"] for record in known])
-    waited = float(np.average([record.get("data_wait_fraction", math.nan) for record in known], weights=seconds))
-    speed = [("speed", f"{len(known) / seconds.sum():.3g} samples/s")]
+    # A step is as many samples in every line, but the last line may stand for fewer steps than the others.
+    seconds = np.array([count / _rate(record) for record, count in known])
+    waited = float(np.average([record.get("data_wait_fraction", math.nan) for record, _ in known], weights=seconds))
+    speed = [("speed", f"{sum(count for _, count in known) / seconds.sum():.3g} samples/s")]
     return speed if math.isnan(waited) else [*speed, ("waiting for data", f"{waited:.1%} of the time")]
+
+
+def _rate(record: Record) -> float:
+    return record.get("samples_per_second", 0)
 
 
 def _numbers(records: Sequence[Record]) -> list[tuple[str, str, str, str]]:

@@ -178,10 +178,10 @@ def test_the_table_holds_first_last_and_change_of_every_number(tmp_path: Path) -
 
 def test_speed_is_that_of_the_whole_run_not_the_mean_of_its_lines(tmp_path: Path) -> None:
     slow, fast = {"samples_per_second": 1.0, "data_wait_fraction": 0.5}, {"samples_per_second": 4.0}
-    records = [line(1, **slow), line(2, **fast, data_wait_fraction=0.0), line(3)]
+    records = [line(2, **slow), line(3, **fast, data_wait_fraction=0.0), line(4)]
     page = Page(write_page(run_folder(tmp_path / "run", records)))
-    assert page.after("speed") == ["1.6 samples/s"]
-    assert page.after("waiting for data") == ["40.0% of the time"]
+    assert page.after("speed") == ["1.33 samples/s"]
+    assert page.after("waiting for data") == ["44.4% of the time"]
 
 
 def test_first_and_last_pictures_stand_side_by_side_and_some_between_are_kept_folded(tmp_path: Path) -> None:
