@@ -7,7 +7,7 @@ second size.
 
 import re
 from collections.abc import Mapping
-from typing import ClassVar, Self
+from typing import Self
 
 from p4dprep import registry
 from p4dprep.errors import RequestError
@@ -55,7 +55,7 @@ class KeptFrames(Teacher):
         argument="SIDE or HEIGHTxWIDTH in pixels",
         downloads="nothing",
     )
-    resources: ClassVar[Resources] = Resources(num_gpus=0)
+    resources = Resources(num_gpus=0)
 
     def __init__(self, height: int, width: int) -> None:
         self._height, self._width = height, width
