@@ -214,6 +214,10 @@ class TrainingData(Dataset[TrainingSample]):
         sample = StudentSample(id=talk.id, frames_thwc=frames, time_seconds=seconds)
         return self._told(talk, sample, clip_id, targets)
 
+    def frames(self, row: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        """Frames (t, h, w, 3) and times (t,) of a row's clip, also where the student is given features for them."""
+        return self._frames(self._conversation(row), int(self.clip_of_row[row]))
+
     def _frames(self, talk: Conversation, clip: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
         if self._kept is not None:
             return self._open().kept_frames(self._kept, clip)

@@ -5,7 +5,7 @@ Shape suffixes: `b` batch, `s` places in the token sequence, `c` channels.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,6 @@ from student.data import TrainingSample, collate
 from student.p4d import P4D, P4DLosses, P4DPrediction
 from student.rivals import Rival
 from student.targets import TargetBatch
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,18 +46,18 @@ class TrainingBatch:
 
     def pin_memory(self) -> Self:
         """The same in page-locked memory, from which a GPU copies while it computes."""
-        return _pinned(self)
+        return replace(self, student=_pinned(self.student), targets=_pinned(self.targets))
 
 
-def _pinned(value: T) -> T:
+def _pinned(value: Any) -> Any:
     """Every tensor inside, pinned."""
     if isinstance(value, Tensor):
         return value.pin_memory()
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{field.name: _pinned(getattr(value, field.name)) for field in fields(value)})
     if isinstance(value, Mapping):
-        return {name: _pinned(item) for name, item in value.items()}  # type: ignore[return-value]
-    return tuple(map(_pinned, value)) if isinstance(value, tuple) else value  # type: ignore[return-value]
+        return {name: _pinned(item) for name, item in value.items()}
+    return tuple(map(_pinned, value)) if isinstance(value, tuple) else value
 
 
 class Collate:

@@ -42,7 +42,7 @@ class TrainConfig(BaseModel):
         regions: how a question's regions are shown.
         flip: mirror every second sample without text.
         on_problem: what samples that cannot be used do.
-        frame_size: height and width of the student's frames; None takes the cache's.
+        frame_size: height and width of the student's frames; None takes the kept frames' size, else the cache's.
         features: array of the student's own vision features in the cache (`extract --teacher student:MODEL`); the
             vision tower then does not run.
 
@@ -130,9 +130,18 @@ class TrainConfig(BaseModel):
             raise ValueError(f"strategy {self.strategy} reads the targets instead of learning them; leave distill out")
         if not self.qa and not self.distils:
             raise ValueError("without qa there is no text to learn; distil something, or name conversations")
-        if self.features is not None and (self.frame_size is not None or self.time_cue == "marks" or self.flip):
-            raise ValueError("cached features fit the cache's own frames only: no frame_size, no marks, no flip")
+        self._check_features()
         return self
+
+    def _check_features(self) -> None:
+        if self.features is None:
+            return
+        if self.frame_size is not None or self.time_cue == "marks" or self.flip:
+            raise ValueError("cached features fit the cache's own frames only: no frame_size, no marks, no flip")
+        if self.tune == "all":
+            raise ValueError(
+                "cached features come from the tower as it is; tune projector+llm, llm or LoRA instead of all"
+            )
 
     @property
     def distils(self) -> bool:

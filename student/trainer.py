@@ -192,7 +192,7 @@ class DistillationTrainer(Trainer):
         """Not counted: transformers' rule of thumb knows neither the vision tower nor the decoder."""
         return 0
 
-    def compute_loss(  # type: ignore[override]
+    def compute_loss(
         self,
         model: nn.Module,
         inputs: TrainingBatch,
@@ -321,6 +321,8 @@ class MapPictures(TrainerCallback):
         self.trainer, self.folder, self.every = trainer, run / run_folder.PICTURES, every
         row = int(np.flatnonzero(trainer.data.clip_of_row >= 0)[0])
         self._sample = trainer.data[SampleKey(0, row)]
+        self._frames_thwc, self._time_seconds_t = trainer.data.frames(row)
+        self._latents = trainer.distilled.p4d and trainer.distilled.p4d.config.latents
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Before the first step."""
@@ -343,15 +345,14 @@ class MapPictures(TrainerCallback):
         if not state.is_world_process_zero:
             return
         maps = {name: values[0].float().cpu().numpy() for name, values in prediction.maps.items()}
-        latents = self.trainer.distilled.p4d.config.latents
-        if latents is not None:
-            maps[latents] = prediction.latents_bktyxc[0].float().cpu().numpy()
+        if self._latents:
+            maps[self._latents] = prediction.latents_bktyxc[0].float().cpu().numpy()
         sample = self._sample
         self.folder.mkdir(exist_ok=True)
         write_maps(
             self.folder / f"step-{state.global_step:08d}.webp",
-            frames_thwc=sample.sample.frames_thwc,
-            time_seconds_t=sample.sample.time_seconds,
+            frames_thwc=self._frames_thwc,
+            time_seconds_t=self._time_seconds_t,
             cached={name: sample.targets[name] for name in maps},
             predicted={name: values.reshape(sample.targets[name].shape) for name, values in maps.items()},
             specs={name: self.trainer.data.targets[name].spec for name in maps},
