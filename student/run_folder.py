@@ -22,6 +22,7 @@ IDENTITY = "identity.json"
 LOG = "log.jsonl"
 REPORT = "report.json"
 PICTURES = "pictures"
+TENSORBOARD = "tensorboard"
 STUDENT_WEIGHTS = "student.safetensors"
 P4D_WEIGHTS = "p4d.safetensors"
 
@@ -77,7 +78,7 @@ def read_settings(run: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(run) / CONFIG
     try:
-        settings = yaml.safe_load(path.read_text())
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RequestError(f"{run} is no run of p4dprep train: {' '.join(str(error).split())}") from None
     if not isinstance(settings, dict):
@@ -97,7 +98,7 @@ def write_log(run: Path, records: Iterable[Mapping[str, float]]) -> None:
 
 def append_log(run: Path, record: Mapping[str, float]) -> None:
     """One more line of the log."""
-    with open(run / LOG, "a") as file:
+    with open(run / LOG, "a", encoding="utf-8") as file:
         file.write(json.dumps(record, sort_keys=True) + "\n")
 
 
@@ -108,18 +109,23 @@ def read_log(run: str | os.PathLike[str]) -> list[dict[str, float]]:
         CorruptDataError: another line is no JSON object.
     """
     path = Path(run) / LOG
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    whole = [line for line in lines if line.endswith("\n")]
-    try:
-        return [dict(json.loads(line)) for line in whole]
-    except ValueError as error:
-        raise CorruptDataError(f"{path} holds a line that is no JSON object: {error}") from None
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    records = []
+    for number, line in enumerate((line for line in lines if line.endswith("\n")), start=1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            raise CorruptDataError(f"{path}, line {number}, is no JSON object; the log is damaged")
+        records.append(record)
+    return records
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that it is there whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w") as file:
+    with open(partial, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

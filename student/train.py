@@ -20,6 +20,8 @@ import transformers
 import yaml
 from accelerate import PartialState
 from numpy.typing import NDArray
+from torch.utils.tensorboard import SummaryWriter
+from transformers.integrations import TensorBoardCallback
 
 from p4dprep.cache import Cache
 from p4dprep.errors import FingerprintMismatchError, P4DError, RequestError
@@ -29,6 +31,7 @@ from student.backbones import Backbone, load, load_adapter
 from student.conversations import Report, read_conversations
 from student.data import DataConfig, TrainingData
 from student.distilled import Collate, DistilledStudent
+from student.features import check_features
 from student.order import BatchOrder
 from student.p4d import P4D
 from student.p4d_config import P4DConfig, plan
@@ -144,11 +147,11 @@ def _train_here(config: TrainConfig, show: ShowLine) -> TrainReport:
     transformers.set_seed(config.seed)
     made = _prepare(config, writes=state.is_main_process)
     state.wait_for_everyone()
-    checkpoint = (run_folder.checkpoints(run) or [None])[-1]
-    done = run_folder.step_of(checkpoint) if checkpoint else 0
+    whole = run_folder.checkpoints(run)
+    done = run_folder.step_of(whole[-1]) if whole else 0
     if done < made.num_steps:
         trainer = _trainer(config, made, done, lambda line: show(made.num_steps, line))
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
         if trainer.state.global_step < made.num_steps:
             raise RuntimeError(f"the run ended after {trainer.state.global_step} of {made.num_steps} steps")
     made.data.close()
@@ -165,6 +168,8 @@ def _trainer(
 ) -> DistillationTrainer:
     state, run = PartialState(), Path(config.out)
     backbone = load(config.student, config.revision, dtype=torch.float32, tpe=config.time_cue == "tpe")
+    if config.features is not None:
+        check_features(made.cache, config.features, backbone)
     model = build_model(config, made.cache, backbone)
     trainer = DistillationTrainer(
         model,
@@ -177,6 +182,10 @@ def _trainer(
     )
     if config.picture_steps and model.p4d is not None:
         trainer.add_callback(MapPictures(trainer, run, config.picture_steps))
+    if state.is_main_process:
+        # What was logged after the checkpoint that the run goes on from is not shown.
+        writer = SummaryWriter(str(run / run_folder.TENSORBOARD), purge_step=done + 1)
+        trainer.add_callback(TensorBoardCallback(writer))
     return trainer
 
 
@@ -237,6 +246,7 @@ def _data(config: TrainConfig, cache: Cache, report: Report) -> TrainingData:
         frame_size=config.frame_size,
         regions=config.regions,
         flip=config.flip,
+        features=config.features,
         seed=config.seed,
     )
     conversations = read_conversations(config.qa, report) if config.qa else None
@@ -269,7 +279,7 @@ def _digest_of_files(files: list[Path]) -> str:
 def _digest_of_arrays(*arrays: NDArray[np.int64]) -> str:
     digest = hashlib.sha256()
     for array in arrays:
-        digest.update(np.ascontiguousarray(array))
+        digest.update(array.tobytes())
     return digest.hexdigest()
 
 

@@ -140,7 +140,7 @@ class TrainConfig(BaseModel):
             raise ValueError("cached features fit the cache's own frames only: no frame_size, no marks, no flip")
         if self.tune == "all":
             raise ValueError(
-                "cached features come from the tower as it is; tune projector+llm, llm or LoRA instead of all"
+                "cached features come from the tower as it is; tune projector+llm, llm or LoRA, not all"
             )
 
     @property
