@@ -35,7 +35,7 @@ def new(
 
     folder = new_student(out, texts_of_conversations(qa) if qa else texts_of_worlds(), size=size, seed=seed)
     num_parameters, num_tokens, size_bytes = _measure(folder)
-    asked = " ".join(f"--qa {path}" for path in qa or ["QA.json"])
+    asked = " ".join(f"--qa {path}" for path in qa or [Path("QA.json")])
     console.print(
         f"{folder}: a Qwen2.5-VL with random weights, {num_parameters:,} parameters, {num_tokens:,} tokens, "
         f"{human_bytes(size_bytes)}\ntrain it: p4dprep train CACHE {asked} --student {folder} --out RUN --tune all "

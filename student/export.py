@@ -150,9 +150,10 @@ def _check_base(run: Path, config: TrainConfig, folder: Path) -> None:
 
 def _read(weights: Path) -> dict[str, Tensor]:
     try:
-        return load_file(weights)
+        tensors: dict[str, Tensor] = load_file(weights)
     except (OSError, SafetensorError) as error:
         raise CorruptDataError(f"cannot be read: {one_line(error)}") from error
+    return tensors
 
 
 def _settings(time_cue: TimeCue) -> dict[str, TimeCue]:

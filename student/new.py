@@ -48,7 +48,7 @@ _SIDE = 96
 
 
 def new_student(folder: str | os.PathLike[str], texts: Sequence[str], *, size: str = "tiny", seed: int = 0) -> Path:
-    """Write a random Qwen2.5-VL for small clips: about 0.5 M parameters.
+    """Write a random Qwen2.5-VL for small clips: about 0.6 M parameters.
 
     Square frames come to 96 x 96 pixels and give 8 x 8 cells for every two frames, as `l4p:mini` has.
 
@@ -90,13 +90,14 @@ def texts_of_conversations(paths: Sequence[str | os.PathLike[str]]) -> list[str]
 
 def texts_of_worlds() -> list[str]:
     """What `p4dprep worlds` asks and answers about its first scenes, each once, sorted."""
-    from p4dprep.worlds.questions import balance
+    from p4dprep.worlds.questions import Query, balance
     from p4dprep.worlds.render import trace
     from p4dprep.worlds.templates import ask
     from p4dprep.worlds.tracks import object_facts
     from p4dprep.worlds.write import Recipe, presentation_seconds
 
-    recipe, queries = Recipe(split="train", seed=0, size=None), []
+    recipe = Recipe(split="train", seed=0, size=None)
+    queries: list[Query] = []
     for scene in map(recipe.scene, range(_NUM_WORLDS)):
         seconds = presentation_seconds(scene)
         instances_hw = trace(scene, seconds[:1], *recipe.video_size(scene)).instances_thw[0]
