@@ -92,6 +92,7 @@ def training_arguments(config: TrainConfig, num_steps: int, num_ranks: int, *, u
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_grad_norm,
         "logging_steps": config.log_steps,
+        "logging_first_step": True,
         "logging_nan_inf_filter": False,
         "save_steps": config.save_steps,
         "save_total_limit": config.keep_checkpoints,

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 import ray
 import torch
+import yaml
 
+from student.train_config import parse_config
+from student.trainer import training_arguments
 from tests.conftest import ROOT
 from tests.e2e.commands import bucket_environment, upload
 from tests.p4dprep.extract.builders import write_corpus
@@ -87,3 +90,12 @@ def test_the_make_commands_are_targets_of_the_makefile() -> None:
     assert named >= {"demo", "test"}
     makefile = (ROOT / "Makefile").read_text()
     assert all(f"\n{target}:" in makefile for target in named)
+
+
+def test_the_full_recipe_of_the_docs_is_a_valid_request() -> None:
+    (recipe,) = re.findall(
+        r"^```yaml\n(.*?)^```$", (ROOT / "docs" / "training.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    config = parse_config(yaml.safe_load(recipe))
+    assert (config.distill, config.epochs, config.batch_size, config.learning_rate) == ("ld+ed", 5, 1024, 1e-5)
+    training_arguments(config, num_steps=10, num_ranks=config.workers, use_bf16=False)
