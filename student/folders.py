@@ -38,6 +38,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
         yield partial
         for path in partial.iterdir():
+            path.chmod(partial.stat().st_mode & 0o666)  # safetensors lets its owner alone read a file
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
         os.replace(partial, folder)

@@ -237,5 +237,6 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with whole_folder(tmp_path / "out") as folder:
         assert list((tmp_path / "out").iterdir()) == []
-        (folder / "weights").touch()
+        (folder / "weights").touch(mode=0o600)
+    assert (tmp_path / "out" / "weights").stat().st_mode & 0o777 == (tmp_path / "out").stat().st_mode & 0o666
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "weights"]

@@ -118,6 +118,24 @@ def test_adapters_sit_on_every_linear_layer_of_the_llm_and_nowhere_else(folder: 
     assert {min(each.shape) for each in learning.values()} == {RANK}
 
 
+def test_adapters_get_the_same_gradients_from_an_inner_layer_with_checkpointing(folder: Path) -> None:
+    student = fresh(folder)
+    tune(student, "lora", lora_rank=RANK)
+    batch, gradients = batch_of(student), []
+    take_steps(student, batch)  # at first, one half of every adapter has none
+    student.model.train()
+    for checkpointing in (False, True):
+        if checkpointing:
+            student.model.activation_checkpointing_enable({"use_reentrant": False})
+        student.forward(batch, layer=2).hidden_bsc.square().mean().backward()
+        reached = {name: each.grad for name, each in student.model.named_parameters() if each.grad is not None}
+        gradients.append({name: each.clone() for name, each in reached.items()})
+        student.model.zero_grad()
+    assert {name.split(".layers.")[1][0] for name in gradients[0]} == {"0", "1"}
+    assert all("lora_" in name and bool(each.any()) for name, each in gradients[0].items())
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
 @pytest.mark.parametrize("how", ["projector+lora", "all"])
 def test_what_was_learnt_goes_into_a_fresh_student_bit_for_bit(folder: Path, how: Tuning) -> None:
     trained, student = fresh(folder), fresh(folder)
