@@ -86,6 +86,11 @@ def read_settings(run: str | os.PathLike[str]) -> dict[str, Any]:
     return settings
 
 
+def has_begun(run: Path) -> bool:
+    """Whether the run got as far as its first step; one that was refused before may be asked for again, differently."""
+    return (run / IDENTITY).exists() and (run / LOG).exists()
+
+
 def num_steps(run: Path) -> int:
     """Steps of the whole run, as its identity says."""
     return int(json.loads((run / IDENTITY).read_text())["steps"])

@@ -109,7 +109,7 @@ def _check_folder(run: Path, resume: bool) -> None:
     is_run = (run / run_folder.CONFIG).exists()
     if run.exists() and not run.is_dir():
         raise RequestError(f"out {run} is a file; name a folder")
-    if is_run and not resume:
+    if is_run and run_folder.has_begun(run) and not resume:
         raise RequestError(f"out {run} holds a run; go on with --resume, or name another folder")
     if run.exists() and not is_run and any(run.iterdir()):
         raise RequestError(f"out {run} holds something that is no run; name an empty folder")
@@ -204,7 +204,7 @@ def build_model(config: TrainConfig, cache: Cache, backbone: Backbone) -> Distil
                            f"{backbone.num_layers} layers")  # fmt: skip
     tune(backbone, config.tune, lora_rank=config.lora_rank)
     if config.gradient_checkpointing:
-        backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
+        backbone.model.activation_checkpointing_enable({"use_reentrant": False})
     p4d = P4D(p4d_config(config, cache), cache, backbone.hidden_size) if config.distils else None
     rival: Rival | None = None
     if config.strategy != "p4d":
@@ -290,7 +290,7 @@ def _claim(run: Path, config: TrainConfig, identity: Mapping[str, str]) -> None:
         FingerprintMismatchError: the run was made of something else.
     """
     settings = config.settings()
-    if (run / run_folder.IDENTITY).exists():
+    if run_folder.has_begun(run):
         made = json.loads((run / run_folder.IDENTITY).read_text())
         before = run_folder.read_settings(run)
         changed = [name for name in settings if name not in FREE_FIELDS and before.get(name) != settings[name]]

@@ -4,6 +4,7 @@ The loss of a step is the mean over its answer tokens plus the mean over its cli
 micro-batches or workers; a mean of means would weigh a token by who happened to share its micro-batch.
 """
 
+import importlib.util
 import itertools
 import math
 import time
@@ -80,6 +81,8 @@ def training_arguments(config: TrainConfig, num_steps: int, num_ranks: int, *, u
             raise RequestError(f"trainer.{name} has a field of its own; use {OWN_ARGUMENTS[name]}")
         if name in _REFUSED_ARGUMENTS:
             raise RequestError(f"trainer.{name} is refused: the run fixes its order, checkpoints and loss itself")
+    if "deepspeed" in config.trainer and importlib.util.find_spec("deepspeed") is None:
+        raise RequestError("trainer.deepspeed needs the package deepspeed, which is not installed; fsdp needs none")
     values: dict[str, Any] = {
         "output_dir": config.out,
         "max_steps": num_steps,
