@@ -18,8 +18,8 @@ BASELINE = "opencv-dis"
 TRAINING: dict[str, Any] = {
     "tune": "all",  # the student starts from random weights: there is no vision tower worth keeping
     "max_steps": 40,
-    "batch_size": 8,
-    "micro_batch_size": 8,
+    "batch_size": 4,
+    "micro_batch_size": 4,
     "learning_rate": 2e-3,
     "decoder_width": 256,
     "log_steps": 4,
