@@ -123,7 +123,7 @@ class FamilyAdapter(ABC):
 
     def gather_features(self, arguments: Sequence[Tensor], num_videos: int) -> Tensor:
         """The first arguments of `feature_modules` for a batch of videos, as (videos, *feature_sizes)."""
-        return arguments[0].unflatten(0, (num_videos, -1))
+        return arguments[0].reshape(num_videos, -1, *arguments[0].shape[1:])
 
     def encoder_outputs(self, model: Any, batch: StudentBatch) -> dict[str, Any]:
         """The model's `mm_encoder_outputs`: pictures from their pixels through the tower, videos from their features.

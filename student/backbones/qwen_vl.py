@@ -73,7 +73,7 @@ class Qwen3VLAdapter(Qwen25VLAdapter):
 
     def gather_features(self, arguments: Sequence[Tensor], num_videos: int) -> Tensor:
         """One layer of features for each merger."""
-        return torch.stack(list(arguments)).unflatten(1, (num_videos, -1)).transpose(0, 1)
+        return torch.stack([super(Qwen3VLAdapter, self).gather_features([each], num_videos) for each in arguments], 1)
 
     def feature_sizes(self, media: Mapping[str, Tensor], num_frames: int) -> dict[str, int]:
         """The last layer's patches, then those of DeepStack's layers."""

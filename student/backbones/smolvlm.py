@@ -78,12 +78,13 @@ def in_samples_order(adapter: FamilyAdapter, model: Any, batch: StudentBatch, to
     if batch.features is not None:
         features = batch.features.to(model.dtype).flatten(0, 1)
         kinds[True] = model.get_submodule(adapter.projector)(features)
-    used, pieces = {True: 0, False: 0}, []
+    used, pieces = {True: 0, False: 0}, list[Tensor]()
     for num, video in zip(rows, batch.video_tokens, strict=True):
-        kind = video is not None
-        pieces.append(kinds[kind][used[kind] : used[kind] + num] if num else [])
-        used[kind] += num
-    return torch.cat([piece for piece in pieces if len(piece)])
+        if num:
+            kind = video is not None
+            pieces.append(kinds[kind][used[kind] : used[kind] + num])
+            used[kind] += num
+    return torch.cat(pieces)
 
 
 def one_row_a_picture(batch: StudentBatch, token_id: int, tokens_a_picture: int) -> tuple[Tensor | None, ...]:
