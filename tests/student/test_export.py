@@ -20,10 +20,11 @@ from student.backbones.loading import time_cue_of, weights_digest
 from student.cues import TimeCue
 from student.export import export, load_trained
 from student.folders import whole_folder
-from student.train_config import TrainConfig
+from student.train_config import TrainConfig, parse_config
 from student.tuning import Tuning, trainable_state, tune
 from tests.student.test_tuning import batch_of, logits, take_steps
 from tests.student.tiny_students import WRITERS
+from tests.student.train_run import request, write_world
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -113,6 +114,21 @@ def test_an_export_is_the_bases_class_and_names_with_the_trained_students_logits
     flops = [num_flops(model, batch) for model in (before, after)]
     assert flops[0] > 1e6
     assert abs(flops[1] / flops[0] - 1) < 1e-3
+
+
+def test_a_run_of_the_trainer_itself_is_exported(tmp_path: Path) -> None:
+    from student.train import train as train_for_real
+
+    world, run = write_world(tmp_path, num_clips=2, num_stills=0), tmp_path / "run"
+    asked = request(world, run, tune="projector+lora", max_steps=2, picture_steps=0, micro_batch_size=1, batch_size=2)
+    train_for_real(parse_config(asked))
+    report = export(run, tmp_path / "out")
+    assert (report.checkpoint.name, report.time_cue) == ("checkpoint-2", "tpe")
+    before, after = (load_file(folder / "model.safetensors") for folder in (world / "student", report.out))
+    changed = {name for name, value in before.items() if not torch.equal(after[name], value)}
+    projector = {name for name in before if name.startswith("visual.merger.")}
+    linear = {name for name in before if name.startswith("model.layers.") and name.endswith("_proj.weight")}
+    assert changed == projector | linear
 
 
 def test_everything_beside_the_weights_is_the_bases_own_but_for_one_key(plain: Path, tmp_path: Path) -> None:
