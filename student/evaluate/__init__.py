@@ -1,0 +1,1 @@
+"""Answers: published benchmarks in their own layouts, asked of a student and scored by their own rules."""
