@@ -127,13 +127,15 @@ class StudentTeacher(Teacher):
 def check_features(cache: Cache, array: str, student: "Backbone") -> None:
     """Refuse cached features that this student's vision tower would not make of the cache's frames.
 
+    Whether the tower learns is not asked here: `Backbone.forward` refuses features then.
+
     Args:
         cache: that holds them.
         array: `<group>_<target>`.
-        student: as it is trained, so after `tune`.
+        student: its folder is read, not its weights in memory.
 
     Raises:
-        RequestError: no such array or no vision features, a family that cannot use any, or a tower that learns.
+        RequestError: no such array or no vision features, or a family that cannot use any.
         FingerprintMismatchError: another tower, other settings or another processor made them.
     """
     target = vision_target(cache, array)
@@ -146,7 +148,6 @@ def check_features(cache: Cache, array: str, student: "Backbone") -> None:
             f"{array} of {cache.store.url} are features of another student than {student.adapter.folder}: "
             f"{', '.join(differing) or 'shape'} differ; extract this one's with --teacher student:MODEL"
         )
-    student.check_frozen_tower()
 
 
 def vision_target(cache: Cache, array: str) -> "CachedTarget":

@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 
 from p4dprep.cache import Cache
 from p4dprep.errors import FingerprintMismatchError, RequestError
@@ -29,7 +31,7 @@ from student.features import StudentTeacher, check_features
 from student.order import SampleKey
 from student.samples import VisionFeatures
 from tests.cache_builder import SAMPLING, build_cache, commit_clip
-from tests.student.test_backbones import TWO_QUESTIONS, pictures, video
+from tests.student.test_backbones import TWO_QUESTIONS, lonely_group, pictures, video
 from tests.student.tiny_students import SIDE, WRITERS
 from tests.teachers.contract import TeacherContract
 
@@ -37,6 +39,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 WITH_FEATURES = sorted(set(WRITERS) - {"video_llama_3"})
 ARRAY = "student_features"
+__all__ = ["lonely_group"]  # a fixture that is only named by its arguments
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +128,17 @@ class TestEveryFamily:
         expected = student.forward(student.encode(samples), layer=3)
         found = student.forward(student.encode(seen(student, samples)), layer=3)
         torch.testing.assert_close(found.logits_bsv, expected.logits_bsv, rtol=1e-5, atol=1e-5)
+
+    @torch.no_grad()
+    def test_modules_sharded_by_fsdp_take_features_too(
+        self, folders: dict[str, Path], family: str, lonely_group: DeviceMesh
+    ) -> None:
+        student, sharded = opened(folders[family]), opened(folders[family])
+        for module in (*sharded.llm.get_submodule("layers").children(), sharded.projector, sharded.model):
+            fully_shard(module, mesh=lonely_group)
+        batch = student.encode(seen(student, two_videos()))
+        expected = student.forward(batch, layer=3).hidden_bsc
+        torch.testing.assert_close(sharded.forward(batch, layer=3).hidden_bsc, expected)
 
     @torch.no_grad()
     def test_half_precision_features_change_little(self, folders: dict[str, Path], family: str) -> None:
@@ -354,8 +368,3 @@ class TestTraining:
         (tmp_path / "student/processor_config.json").write_text(json.dumps(settings))
         with pytest.raises(FingerprintMismatchError, match="video_processor differ; extract this one's"):
             check_features(cache, ARRAY, opened(tmp_path / "student"))
-
-    def test_a_tower_that_learns_is_refused_before_the_first_step(self, cache: Cache, student: Backbone) -> None:
-        student.tune("projector", "llm", "vision_tower")
-        with pytest.raises(RequestError, match="vision tower learns"):
-            check_features(cache, ARRAY, student)
