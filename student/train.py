@@ -28,6 +28,7 @@ from p4dprep.errors import FingerprintMismatchError, P4DError, RequestError
 from p4dprep.storage import one_line
 from student import run_folder
 from student.backbones import Backbone, load, load_adapter
+from student.backbones.loading import weights_digest
 from student.conversations import Report, read_conversations
 from student.data import DataConfig, TrainingData
 from student.distilled import Collate, DistilledStudent
@@ -260,7 +261,7 @@ def _identity(cache: Cache, data: TrainingData, student: Path, config: TrainConf
     said = [Path(path) for path in config.qa]
     files = [file for path in said for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
     return {
-        "student": _digest_of_files(sorted(student.glob("*.safetensors"))),
+        "student": weights_digest(student),
         "student's settings": _digest_of_files(sorted(student.glob("*.json"))),
         "conversations": _digest_of_files(files),
         "samples": _digest_of_arrays(data.clip_of_row, data.conversation_of_row),
@@ -332,12 +333,15 @@ def _train_on_ray(config: TrainConfig) -> TrainReport:
     gpus = config.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= config.workers else 0.0
-    run = Path(config.out).resolve()
-    values = config.model_dump(mode="json") | _absolute_places(config)
+    config = config.at_home()
+    run = Path(config.out)
     trainer = TorchTrainer(
         _work,
         # The options may hold a secret; Ray shows a config, but not what lies behind a reference.
-        train_loop_config={"values": values, "storage_options": [ray.put(config.storage_options)]},
+        train_loop_config={
+            "values": config.model_dump(mode="json"),
+            "storage_options": [ray.put(config.storage_options)],
+        },
         scaling_config=ScalingConfig(
             num_workers=config.workers,
             use_gpu=gpus > 0,
@@ -353,21 +357,6 @@ def _train_on_ray(config: TrainConfig) -> TrainReport:
         raise _cause(error) from error
     ended = json.loads((run / run_folder.REPORT).read_text())
     return TrainReport(**(ended | {"run": run}))
-
-
-def _absolute_places(config: TrainConfig) -> dict[str, Any]:
-    """Paths as workers find them, who start in folders of their own."""
-
-    def absolute(place: str) -> str:
-        return place if "://" in place else str(Path(place).expanduser().resolve())
-
-    return {
-        "cache": absolute(config.cache),
-        "qa": [absolute(path) for path in config.qa],
-        "media": config.media and absolute(config.media),
-        "student": absolute(config.student) if Path(config.student).expanduser().is_dir() else config.student,
-        "out": absolute(config.out),
-    }
 
 
 def _cause(error: BaseException) -> P4DError:

@@ -1,5 +1,6 @@
 """What a user asks of `p4dprep train`, from flags or a YAML file, validated once."""
 
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -117,6 +118,13 @@ class TrainConfig(BaseModel):
     trainer: dict[str, Any] = Field(default_factory=dict)
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False, exclude=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _rivals_distil_nothing(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("strategy", "p4d") != "p4d":
+            return {"distill": "sft"} | values
+        return values
+
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if self.save_steps % self.log_steps:
@@ -126,7 +134,7 @@ class TrainConfig(BaseModel):
                 f"batch_size {self.batch_size} must be a multiple of workers x micro_batch_size, "
                 f"{self.workers} x {self.micro_batch_size}"
             )
-        if self.strategy != "p4d" and self.distill != "sft" and "distill" in self.model_fields_set:
+        if self.strategy != "p4d" and self.distill != "sft":
             raise ValueError(f"strategy {self.strategy} reads the targets instead of learning them; leave distill out")
         if not self.qa and not self.distils:
             raise ValueError("without qa there is no text to learn; distil something, or name conversations")
@@ -139,18 +147,35 @@ class TrainConfig(BaseModel):
         if self.frame_size is not None or self.time_cue == "marks" or self.flip:
             raise ValueError("cached features fit the cache's own frames only: no frame_size, no marks, no flip")
         if self.tune == "all":
-            raise ValueError(
-                "cached features come from the tower as it is; tune projector+llm, llm or LoRA, not all"
-            )
+            raise ValueError("cached features come from the tower as it is; tune projector+llm, llm or LoRA, not all")
 
     @property
     def distils(self) -> bool:
         """Whether anything is learnt from the cache."""
-        return self.strategy == "p4d" and self.distill != "sft"
+        return self.distill != "sft"
 
     def settings(self) -> dict[str, Any]:
-        """What a run's config.yaml holds: all of it but secrets."""
-        return self.model_dump(mode="json") | {"cache": redact(self.cache), "media": self.media and redact(self.media)}
+        """What a run's config.yaml holds: all of it but secrets, with places that mean the same from any folder."""
+        found = self.at_home().model_dump(mode="json")
+        for name in ("cache", "media"):
+            found[name] = found[name] and redact(found[name])
+        return found
+
+    def at_home(self) -> Self:
+        """The same request with absolute paths: workers start in folders of their own."""
+        is_folder = Path(self.student).expanduser().is_dir()
+        places = {
+            "cache": _absolute(self.cache),
+            "qa": tuple(map(_absolute, self.qa)),
+            "media": self.media and _absolute(self.media),
+            "student": _absolute(self.student) if is_folder else self.student,
+            "out": _absolute(self.out),
+        }
+        return self.model_copy(update=places)
+
+
+def _absolute(place: str) -> str:
+    return place if "://" in place else str(Path(place).expanduser().resolve())
 
 
 FREE_FIELDS = frozenset(

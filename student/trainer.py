@@ -325,7 +325,8 @@ class MapPictures(TrainerCallback):
         self.trainer, self.folder, self.every = trainer, run / run_folder.PICTURES, every
         row = int(np.flatnonzero(trainer.data.clip_of_row >= 0)[0])
         self._sample = trainer.data[SampleKey(0, row)]
-        self._frames_thwc, self._time_seconds_t = trainer.data.frames(row)
+        frames, seconds = self._sample.sample.frames_thwc, self._sample.sample.time_seconds
+        self._shown = trainer.data.frames(row) if frames is None or seconds is None else (frames, seconds)
         self._latents = trainer.distilled.p4d and trainer.distilled.p4d.config.latents
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
@@ -355,8 +356,8 @@ class MapPictures(TrainerCallback):
         self.folder.mkdir(exist_ok=True)
         write_maps(
             self.folder / f"step-{state.global_step:08d}.webp",
-            frames_thwc=self._frames_thwc,
-            time_seconds_t=self._time_seconds_t,
+            frames_thwc=self._shown[0],
+            time_seconds_t=self._shown[1],
             cached={name: sample.targets[name] for name in maps},
             predicted={name: values.reshape(sample.targets[name].shape) for name, values in maps.items()},
             specs={name: self.trainer.data.targets[name].spec for name in maps},
