@@ -273,9 +273,9 @@ def test_a_student_must_be_named() -> None:
 
 @pytest.fixture(scope="module")
 def cached(tmp_path_factory: pytest.TempPathFactory, folders: dict[str, Path]) -> Path:
-    """A folder with a cache of clip-0 and clip-1 that holds the features of a tiny Qwen2.5-VL, in float32."""
+    """A folder with a cache of three clips, two of them with features of a tiny Qwen2.5-VL, in float32."""
     folder = tmp_path_factory.mktemp("features")
-    cache = build_cache(folder, num_clips=2, num_failed=0)
+    cache = build_cache(folder, num_clips=3, num_failed=0)
     teacher = build(parse_teacher(f"student:{folders['qwen2_5_vl']}?dtype=float32"))
     specs = teacher.targets(cache.sampling.geometry())
     group = cache.add_group("student", "student", group_fingerprint("student", teacher, cache.sampling), specs)
@@ -328,8 +328,10 @@ class TestTraining:
             assert torch.equal(ours, theirs)
 
     def test_a_clip_without_features_is_left_out(self, cache: Cache) -> None:
-        data = TrainingData(cache, None, DataConfig(features=ARRAY), Report())
-        assert data._groups == ["student"]
+        report = Report(on_problem="leave out")
+        data = TrainingData(cache, None, DataConfig(features=ARRAY, targets=("l4p_latents",)), report)
+        assert [data[SampleKey(0, row)].clip_id for row in range(len(data))] == ["clip-0", "clip-1"]
+        assert report.examples == {"without targets": ["clip clip-2 lacks targets of student"]}
 
     def test_regions_may_be_told_but_not_drawn(self, cache: Cache, talks: Any) -> None:
         marked = talks(regions=[[0.1, 0.1, 0.5, 0.5]])
