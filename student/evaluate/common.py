@@ -1,0 +1,189 @@
+"""What the readers of benchmarks share: reading tables, media paths, options, letters, and averages by group."""
+
+import json
+import re
+import string
+import zlib
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from p4dprep.errors import RequestError
+from student.conversations import check_media_path
+from student.data import safe_path
+from student.evaluate.benchmark import Parsed, Question, Scored, mean_percent
+
+LETTERS = string.ascii_uppercase
+"""Of options; more than these are refused."""
+
+Record = dict[str, Any]
+
+
+def read_json(path: Path, required: Collection[str]) -> list[Record]:
+    """Records of a JSON file that holds one list of objects.
+
+    Args:
+        path: the file.
+        required: keys that every record must have, whatever their values.
+
+    Raises:
+        RequestError: there is no such file, it is no list of objects, or a record lacks a key.
+    """
+    try:
+        records = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise _absent(path) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise RequestError(f"{path} cannot be read as JSON: {error}; download it again") from None
+    if not isinstance(records, list) or not records:
+        raise RequestError(f"{path} must hold a list of questions, at least one")
+    for number, record in enumerate(records):
+        if not isinstance(record, dict):
+            raise RequestError(f"{path}: record {number} is a {type(record).__name__}; it must be an object")
+        _check_keys(f"{path}: record {number}", record, required)
+    return records
+
+
+def read_parquet(path: Path, required: Collection[str], optional: Collection[str] = ()) -> list[Record]:
+    """Rows of a parquet file; only the columns named are read, and optional ones that it lacks are None.
+
+    Raises:
+        RequestError: there is no such file, it is no parquet, has no rows, or lacks a column.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            _check_keys(str(path), file.schema_arrow.names, required)
+            columns = [name for name in file.schema_arrow.names if name in {*required, *optional}]
+            rows: list[Record] = file.read(columns=columns).to_pylist()
+    except FileNotFoundError:
+        raise _absent(path) from None
+    except (OSError, pa.ArrowException) as error:
+        raise RequestError(f"{path} cannot be read as parquet: {error}; download it again") from None
+    if not rows:
+        raise RequestError(f"{path} holds no questions")
+    return [dict.fromkeys(optional) | row for row in rows]
+
+
+def _absent(path: Path) -> RequestError:
+    return RequestError(f"{path} does not exist; --data must be the benchmark's folder as it is published")
+
+
+def _check_keys(where: str, found: Collection[str], required: Collection[str]) -> None:
+    missing = [name for name in required if name not in found]
+    if missing:
+        raise RequestError(f"{where} lacks {', '.join(missing)}; it has {', '.join(sorted(found)) or 'nothing'}")
+
+
+def text_of(value: object) -> str:
+    """A published value as text: None is "", numbers as Python writes them, text as it is."""
+    return "" if value is None else str(value)
+
+
+def media_file(data: Path, where: str, *candidates: str) -> Path:
+    """The first of some published paths, relative to the data folder, that exists.
+
+    Args:
+        data: folder that no path may leave, not even by links.
+        where: file and record that name the paths, for the message.
+        candidates: paths in the order of preference; empty ones are passed over.
+
+    Raises:
+        RequestError: a path leaves the folder, or none of them exists.
+    """
+    named = [candidate for candidate in candidates if candidate]
+    for candidate in named:
+        try:
+            check_media_path(candidate)
+            found = Path(safe_path(str(data), candidate))
+        except ValueError as error:
+            raise RequestError(f"{where}: {error}") from None
+        if found.is_file():
+            return found
+    raise RequestError(f"{where} shows {' or '.join(named) or 'no media'}, which {data} lacks; download it whole")
+
+
+def letters_of(options: Sequence[str]) -> str:
+    """A letter for each option, from A."""
+    return LETTERS[: len(options)]
+
+
+def list_options(options: Sequence[str], form: str = "({letter}) {option}") -> str:
+    """The options with their letters, one a line."""
+    return "\n".join(
+        form.format(letter=letter, option=option) for letter, option in zip(LETTERS, options, strict=False)
+    )
+
+
+def letter_of_text(where: str, options: Sequence[str], answer: str) -> str:
+    """Letter of the first option that reads like the published answer; "" if none does, as scoring rules expect.
+
+    Raises:
+        RequestError: there are fewer than two options, or more than letters.
+    """
+    check_options(where, options)
+    return LETTERS[options.index(answer)] if answer in options else ""
+
+
+def check_options(where: str, options: Sequence[str]) -> None:
+    """Refuse what cannot be asked as a choice.
+
+    Raises:
+        RequestError: there are fewer than two options, or more than letters.
+    """
+    if not 2 <= len(options) <= len(LETTERS):
+        raise RequestError(f"{where} has {len(options)} options; a choice needs 2 to {len(LETTERS)}")
+
+
+def first_letter(reply: str, patterns: Iterable[re.Pattern[str]], letters: str) -> str:
+    """The letter that the first matching pattern captures, among the letters of the options; "" if none does.
+
+    Args:
+        reply: of the model.
+        patterns: tried in turn over the whole reply; their first group is a letter. A match on a letter that is no
+            option is passed over.
+        letters: of the options.
+    """
+    for pattern in patterns:
+        for match in pattern.finditer(reply):
+            if match[1].upper() in letters:
+                return match[1].upper()
+    return ""
+
+
+def parsed_letter(letter: str, fallback: str = "") -> Parsed:
+    """What `first_letter` gave, or the fallback where it gave nothing."""
+    return Parsed(answer=letter or fallback, is_matched=bool(letter))
+
+
+def guess(question: Question, seed: int) -> str:
+    """A letter at random, for rules that guess; a function of seed and question id alone."""
+    letters = letters_of(question.options)
+    return letters[zlib.crc32(f"{seed}:{question.id}".encode()) % len(letters)]
+
+
+def averages(scored: Sequence[Scored], columns: Mapping[str, Callable[[Question], bool]]) -> dict[str, float]:
+    """Micro averages in percent, of those columns that have questions.
+
+    Args:
+        scored: all questions.
+        columns: name to which questions count in it.
+    """
+    groups = {name: [each for each in scored if belongs(each.question)] for name, belongs in columns.items()}
+    return {name: mean_percent(group) for name, group in groups.items() if group}
+
+
+def unique_ids(questions: Sequence[Question], path: Path) -> Sequence[Question]:
+    """The same questions, if no two share an id: results are joined by it.
+
+    Raises:
+        RequestError: two do.
+    """
+    seen: set[str] = set()
+    for question in questions:
+        if question.id in seen:
+            raise RequestError(f"{path} has two questions with the id {question.id!r}; download it again")
+        seen.add(question.id)
+    return questions
