@@ -56,6 +56,7 @@ def test_the_last_batch_is_filled_up_from_the_start() -> None:
     assert len(BatchOrder(num_samples=3, batch_size=8).rows(0, 0)) == 8
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")  # more than the machine has cores
 @pytest.mark.parametrize("num_workers", [0, 1, 2, 4])
 @pytest.mark.parametrize("num_ranks", [1, 2])
 def test_workers_and_ranks_do_not_change_a_step(num_workers: int, num_ranks: int) -> None:
