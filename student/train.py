@@ -92,7 +92,7 @@ def train(config: TrainConfig, *, resume: bool = False, show: ShowLine = lambda 
     """
     run = Path(config.out)
     if _is_main_process():
-        _check_folder(run, resume)
+        _check_folder(config.out, resume)
     if config.workers == 1 and config.address is None:
         return _train_here(config, show)
     with _following(run, show):
@@ -104,9 +104,10 @@ def _is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def _check_folder(run: Path, resume: bool) -> None:
-    if "://" in str(run):
-        raise RequestError(f"out {run} must be a folder that all machines can write, not a URL")
+def _check_folder(out: str, resume: bool) -> None:
+    if "://" in out:
+        raise RequestError(f"out {out} must be a folder that all machines can write, not a URL")
+    run = Path(out)
     is_run = (run / run_folder.CONFIG).exists()
     if run.exists() and not run.is_dir():
         raise RequestError(f"out {run} is a file; name a folder")

@@ -83,6 +83,9 @@ def training_arguments(config: TrainConfig, num_steps: int, num_ranks: int, *, u
             raise RequestError(f"trainer.{name} is refused: the run fixes its order, checkpoints and loss itself")
     if "deepspeed" in config.trainer and importlib.util.find_spec("deepspeed") is None:
         raise RequestError("trainer.deepspeed needs the package deepspeed, which is not installed; fsdp needs none")
+    if config.trainer.get("fsdp") and (uses_cpu(config) or num_ranks == 1):
+        # accelerate would pass over it in silence.
+        raise RequestError("trainer.fsdp shards a student over several GPUs, and this run has no two; leave it out")
     values: dict[str, Any] = {
         "output_dir": config.out,
         "max_steps": num_steps,

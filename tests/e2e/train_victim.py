@@ -80,5 +80,3 @@ def _told(function: Callable[..., Any], name: str, says: Connection, killer: _Ki
             says.send(f"-{name}")
 
     return told
-
-

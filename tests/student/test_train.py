@@ -188,7 +188,11 @@ class TestRefused:
             ({"learning_rate": 1.0}, "trainer.learning_rate has a field of its own; use learning_rate"),
             ({"push_to_hub": True}, "trainer.push_to_hub is refused"),
             ({"no_such": 1}, "trainer: .*no_such"),
-            ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "trainer.deepspeed needs the package deepspeed, which"),
+            (
+                {"deepspeed": {"zero_optimization": {"stage": 2}}},
+                "trainer.deepspeed needs the package deepspeed, which",
+            ),
+            ({"fsdp": True}, "trainer.fsdp shards a student over several GPUs, and this run has no two"),
             ({"lr_scheduler_type": "square"}, "trainer: square is not a valid SchedulerType"),
         ],
     )
@@ -236,10 +240,9 @@ class TestSwitches:
 
     def test_gradient_checkpointing_changes_memory_only(self, world: Path, finished: Path, tmp_path: Path) -> None:
         run(world, tmp_path / "run", max_steps=2, gradient_checkpointing=True)
-        found = untimed(run_folder.read_log(tmp_path / "run"))
-        assert [line["loss"] for line in found] == pytest.approx(
-            [line["loss"] for line in run_folder.read_log(finished)[:2]], rel=1e-5
-        )
+        found, expected = run_folder.read_log(tmp_path / "run"), run_folder.read_log(finished)[:2]
+        for name in ("loss", "grad_norm"):
+            assert [line[name] for line in found] == pytest.approx([line[name] for line in expected], rel=1e-5)
 
     def test_bfloat16_trains_on_a_cpu(self, world: Path, finished: Path, tmp_path: Path) -> None:
         run(world, tmp_path / "run", max_steps=2, precision="bf16")
