@@ -11,7 +11,18 @@ from tests.s3 import s3_endpoint, s3_place
 __all__ = ["s3_endpoint", "s3_place"]
 
 ROOT = Path(__file__).parents[1]
+NEEDS_RAY = ("tests/p4dprep/extract/", "tests/e2e/test_bad_folder.py", "tests/e2e/test_kill.py",
+             "tests/e2e/test_new_user.py", "tests/e2e/test_train_ray.py", "tests/test_readme.py")  # fmt: skip
 SHARED_VIDEOS = ROOT.parent / "shared" / "videos"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes share the tests, one of them has all that start Ray: two Rays would starve two cores."""
+    for item in items:
+        file = item.path.relative_to(ROOT).as_posix()
+        fixtures = getattr(item, "fixturenames", ())
+        has_ray = file.startswith(NEEDS_RAY) or "ray_cluster" in fixtures
+        item.add_marker(pytest.mark.xdist_group("ray" if has_ray else file))
 
 
 @pytest.fixture(scope="session")
