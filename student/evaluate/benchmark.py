@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from p4dprep.errors import RequestError
+from student.conversations import Box
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +19,10 @@ class Shown:
         span_seconds: [start, end) of the video that is meant; None is all of it.
         frame_indices: decoded frames that the benchmark itself names; None leaves the choice to the frame policy.
         images: files of pictures, or their encoded bytes.
-        first_frame_marks: picture that stands for the first frame (Set-of-Mark), or None.
+        first_frame_marks: picture that stands for the first frame (Set-of-Mark), or None. Official harnesses show it
+            before the video, as a picture of its own; a student's adapter takes a video or pictures, not both.
+        regions: boxes that are to be marked on the first frame, as `student.regions.mark_regions` marks them in
+            training: left, top, right and bottom as fractions of the first frame's width and height.
     """
 
     video: Path | None = None
@@ -26,8 +30,11 @@ class Shown:
     frame_indices: tuple[int, ...] | None = None
     images: tuple[Path | bytes, ...] = ()
     first_frame_marks: Path | None = None
+    regions: tuple[Box, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.video is None and (self.first_frame_marks or self.regions):
+            raise RequestError("marks on a first frame need a video")
         if self.video is not None and self.images:
             raise RequestError(f"a question shows {self.video} and pictures; it must be one of them")
 

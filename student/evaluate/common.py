@@ -4,7 +4,9 @@ import json
 import re
 import string
 import zlib
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +126,7 @@ def letter_of_text(where: str, options: Sequence[str], answer: str) -> str:
         RequestError: there are fewer than two options, or more than letters.
     """
     check_options(where, options)
-    return LETTERS[options.index(answer)] if answer in options else ""
+    return LETTERS[options.index(answer)] if answer and answer in options else ""
 
 
 def check_options(where: str, options: Sequence[str]) -> None:
@@ -175,15 +177,12 @@ def averages(scored: Sequence[Scored], columns: Mapping[str, Callable[[Question]
     return {name: mean_percent(group) for name, group in groups.items() if group}
 
 
-def unique_ids(questions: Sequence[Question], path: Path) -> Sequence[Question]:
-    """The same questions, if no two share an id: results are joined by it.
-
-    Raises:
-        RequestError: two do.
-    """
-    seen: set[str] = set()
+def unique_ids(questions: Iterable[Question]) -> tuple[Question, ...]:
+    """The same questions in their order; an id that came before gets `#2`, `#3`: results are joined by id."""
+    seen: Counter[str] = Counter()
+    unique = []
     for question in questions:
-        if question.id in seen:
-            raise RequestError(f"{path} has two questions with the id {question.id!r}; download it again")
-        seen.add(question.id)
-    return questions
+        seen[question.id] += 1
+        number = seen[question.id]
+        unique.append(question if number == 1 else replace(question, id=f"{question.id}#{number}"))
+    return tuple(unique)
