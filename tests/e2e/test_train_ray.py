@@ -1,7 +1,9 @@
-"""`p4dprep train --workers 2` on a real Ray: what one worker would log, and no harm from the death of a worker."""
+"""Training in two processes, by Ray Train and by torchrun: what one process would log, and a death does no harm."""
 
 import contextlib
+import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,19 +14,26 @@ import yaml
 from safetensors.torch import load_file
 
 from student import run_folder
+from student.train import train
+from student.train_config import parse_config
 from tests.e2e.commands import P4DPREP
+from tests.student.conftest import one_thread  # noqa: F401 a fixture
 from tests.student.train_run import request, untimed, write_world
 
 WORKER = "ray::RayTrainWorker"
 NUM_STEPS = 6
 
 
-def start(world: Path, run: Path, *arguments: object) -> subprocess.Popen[str]:
-    """`p4dprep train` on a request of 6 steps, two of which there is a checkpoint."""
+def write_request(world: Path, run: Path) -> Path:
     path = run.with_suffix(".yaml")
     values = request(world, run, micro_batch_size=1, picture_steps=0, max_steps=NUM_STEPS, max_failures=1)
     path.write_text(yaml.safe_dump(values))
-    command = [P4DPREP, "train", "--config", str(path), *map(str, arguments)]
+    return path
+
+
+def start(world: Path, run: Path, *arguments: object) -> subprocess.Popen[str]:
+    """`p4dprep train` of 6 steps, with a checkpoint after every second one."""
+    command = [P4DPREP, "train", "--config", str(write_request(world, run)), *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -68,3 +77,26 @@ def test_two_workers_log_what_one_does_and_outlive_a_death(tmp_path: Path, ray_a
     assert untimed(run_folder.read_log(bereft)) == untimed(run_folder.read_log(two))
     found, expected = tensors(bereft), tensors(two)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_torchruns_processes_end_with_the_same_weights(tmp_path: Path) -> None:
+    world = write_world(tmp_path / "world")
+    run, alone = tmp_path / "run", tmp_path / "alone"
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    command = [*torchrun, "-m", "tests.e2e.train_rank", str(write_request(world, run)), str(tmp_path)]
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    end(
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        )
+    )
+    first, second = (load_file(tmp_path / f"rank-{rank}.safetensors") for rank in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    train(parse_config(yaml.safe_load(write_request(world, alone).read_text())))
+    for mine, other in zip(run_folder.read_log(run), run_folder.read_log(alone), strict=True):
+        assert untimed([mine])[0] == pytest.approx(untimed([other])[0], rel=1e-5 if mine["step"] < 3 else 1e-3)
