@@ -177,6 +177,24 @@ def averages(scored: Sequence[Scored], columns: Mapping[str, Callable[[Question]
     return {name: mean_percent(group) for name, group in groups.items() if group}
 
 
+def by_category(names: Iterable[str]) -> dict[str, Callable[[Question], bool]]:
+    """A column for each category."""
+    return {name: lambda question, name=name: question.category == name for name in names}
+
+
+def category_of(where: str, task: object, known: Mapping[str, str]) -> str:
+    """The category of a published task's name, whatever its case.
+
+    Raises:
+        RequestError: it is none of those known.
+    """
+    named = {name.casefold(): category for name, category in known.items()}
+    found = named.get(text_of(task).strip().casefold())
+    if found is None:
+        raise RequestError(f"{where} has the task {task!r}; known are {', '.join(known)}")
+    return found
+
+
 def unique_ids(questions: Iterable[Question]) -> tuple[Question, ...]:
     """The same questions in their order; an id that came before gets `#2`, `#3`: results are joined by id."""
     seen: Counter[str] = Counter()
