@@ -1,7 +1,9 @@
 """`p4dprep eval maps`: judge the maps of a cache by the truth in another."""
 
 import math
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,13 +13,15 @@ from rich.console import Console
 from rich.table import Table as ScreenTable
 from rich.text import Text
 
-from cli._output import CacheArgument, JsonFlag, StorageOptions, console, print_json, printable, progress_bar
+from cli._output import JsonFlag, StorageOptions, console, print_json, printable, progress_bar
 from cli.cache import read_frames, writing
+from p4dprep.errors import RequestError
 
 if TYPE_CHECKING:
     from p4dprep.cache import Cache
     from p4dprep.evaluate import Comparison, MapReport, Metric
     from p4dprep.pictures import Card, Table
+    from student.maps import StudentMaps
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -31,7 +35,14 @@ def _group() -> None:
 
 @app.command()
 def maps(
-    cache: CacheArgument,
+    cache: Annotated[
+        str,
+        typer.Argument(
+            metavar="CACHE|RUN",
+            help="Folder or URL of the cache; or a run, whose student predicts.",
+            show_default=False,
+        ),
+    ],
     against: Annotated[str, typer.Option(metavar="TRUTH", help="Folder or URL of the cache that is right.")],
     group: Annotated[list[str] | None, typer.Option(help="Judge only this group; repeat for several.")] = None,
     truth_group: Annotated[
@@ -45,6 +56,9 @@ def maps(
         ),
     ] = "",
     limit: Annotated[int | None, typer.Option(min=1, help="Judge only so many of the shared clips.")] = None,
+    clips: Annotated[
+        str | None, typer.Option(metavar="CACHE", help="Of a RUN: whose clips the student sees.  [default: the run's]")
+    ] = None,
     worst: Annotated[int, typer.Option(min=0, help="Worst clips to name, and to draw, per score.")] = 3,
     page: Annotated[Path | None, typer.Option(help="Write the worst clips' pictures as one HTML page.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
@@ -53,41 +67,91 @@ def maps(
 ) -> None:
     """Judge depth, flow, motion, camera and latents by the truth in another cache that shares clips.
 
-    Beside each score: its 95% bootstrap interval over clips, and what trivial predictions reach.
+    Beside each score: its 95% bootstrap interval over clips, and what trivial predictions reach. Of a run of `p4dprep
+    train`, its student predicts the maps, and its teacher's are judged on the same clips.
 
     **Examples**
 
         p4dprep eval maps cache/ --against worlds/truth
 
         p4dprep eval maps cache/ --against worlds/truth --group l4p --page worst.html --json
+
+        p4dprep eval maps RUN --against held-out/truth --clips held-out/cache
     """
     from p4dprep.cache import Cache
-    from p4dprep.evaluate import evaluate_maps
 
-    opened, truth = Cache.open(cache, storage_options), Cache.open(against, storage_options)
-    with progress_bar() as bar:
-        task = bar.add_task("judging", total=None)
-        report = evaluate_maps(
-            opened,
-            truth,
-            groups=group or (),
-            truth_group=truth_group,
-            alignment=align,
-            limit=limit,
-            num_worst=worst,
-            seed=seed,
-            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    if page is not None:
-        _write_page(opened, truth, report, page, storage_options)
+    truth = Cache.open(against, storage_options)
+    how: dict[str, Any] = {
+        "groups": group or (),
+        "truth_group": truth_group,
+        "alignment": align,
+        "limit": limit,
+        "num_worst": worst,
+        "seed": seed,
+    }
+    with _judged(cache, truth, clips, how, storage_options) as (opened, report, notes):
+        if page is not None:
+            _write_page(opened, truth, report, page, storage_options)
     if json:
         print_json(report)
     else:
         show(report)
-    for line in _notes(report):
+    for line in (*_notes(report), *notes):
         console.print(printable(line), markup=False, highlight=False)
     if page is not None:
         console.print(f"worst clips: {page}", markup=False, highlight=False)
+
+
+@contextmanager
+def _judged(
+    place: str, truth: "Cache", clips: str | None, how: Mapping[str, Any], storage_options: Mapping[str, Any] | None
+) -> Iterator[tuple["Cache", "MapReport", Sequence[str]]]:
+    """The cache that holds what was judged, the report, and what must be said besides."""
+    from p4dprep.cache import Cache
+    from p4dprep.evaluate import evaluate_maps
+    from student.run_folder import CONFIG
+
+    if not (Path(place) / CONFIG).is_file():
+        if clips is not None:
+            raise RequestError(f"--clips says what a run's student sees, but {place} is no run of p4dprep train")
+        opened = Cache.open(place, storage_options)
+        with progress_bar() as bar:
+            task = bar.add_task("judging", total=None)
+            report = evaluate_maps(
+                opened, truth, **how, on_progress=lambda done, total: bar.update(task, completed=done, total=total)
+            )
+        yield opened, report, ()
+        return
+    with tempfile.TemporaryDirectory(prefix="p4dprep-") as folder:
+        found = judge_run(place, truth, Path(folder), clips, how, storage_options)
+        yield found.cache, found.report, [trained_note(found)]
+
+
+def judge_run(
+    run: str,
+    truth: "Cache",
+    folder: Path,
+    clips: str | None,
+    how: Mapping[str, Any],
+    storage_options: Mapping[str, Any] | None,
+) -> "StudentMaps":
+    """Judge the maps of a run's student, with a bar on stderr."""
+    from student.maps import judge_maps
+
+    with progress_bar() as bar:
+        task = bar.add_task("loading", total=None)
+
+        def tell(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        return judge_maps(run, truth, folder, cache=clips, storage_options=storage_options, on_progress=tell, **how)
+
+
+def trained_note(found: "StudentMaps") -> str:
+    """Whether the judged clips are new to the student."""
+    if found.num_trained is None:
+        return "whether the student was trained on these clips is not known: the run's conversations are gone"
+    return f"the student was trained on {found.num_trained} of the {found.report.num_judged} clips"
 
 
 def _notes(report: "MapReport") -> Iterator[str]:
