@@ -8,7 +8,7 @@ The harness shows the Set-of-Mark picture before the video; here it stands for t
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -64,7 +64,7 @@ class R4DBench(Benchmark):
             questions = _with_lengths(questions)
         return tuple(replace(question, prompt=official_prompt(question)) for question in questions)
 
-    def parse(self, question: Question, reply: str, mode: str, seed: int) -> Parsed:
+    def parse(self, question: Question, reply: str, mode: str, seed: int) -> Parsed:  # noqa: ARG002
         """The first letter in brackets, else the first that stands alone, else a guess."""
         letter = first_letter(_STOCK_PHRASES.sub("", reply), _LETTER, letters_of(question.options))
         return parsed_letter(letter, fallback=guess(question, seed))
@@ -86,20 +86,27 @@ class R4DBench(Benchmark):
         return (data / "test.json",)
 
 
-def read_questions(data: Path, path: Path) -> tuple[Question, ...]:
+def read_questions(data: Path, path: Path, categories: Mapping[str, str] = _CATEGORY_OF_TASK) -> tuple[Question, ...]:
     """Questions of a file in R4D-Bench's layout, whose prompts are the bare question.
 
     `id`, `options` and `answer` may be numbers, text or null. The question is the one that speaks of `<obj_1>`; older
-    copies call it `question_new`. A video that was never clipped is shown whole; the tag `video` says so.
+    copies call it `question_new`. Where `video` is missing `source` is shown, and the tag `video` says which it was.
+
+    Args:
+        data: the folder that media paths start from.
+        path: the file.
+        categories: task to category.
 
     Raises:
         RequestError: the file or a record is not of that layout, or media are missing.
     """
     records = read_json(path, required=("id", "task", "options", "answer"))
-    return unique_ids(_question(data, f"{path}: record {number}", record) for number, record in enumerate(records))
+    return unique_ids(
+        _question(data, f"{path}: record {number}", record, categories) for number, record in enumerate(records)
+    )
 
 
-def _question(data: Path, where: str, record: Record) -> Question:
+def _question(data: Path, where: str, record: Record, categories: Mapping[str, str]) -> Question:
     if not isinstance(record["options"], list):
         raise RequestError(f"{where} has options {record['options']!r}; it must have a list")
     options = tuple(text_of(option) for option in record["options"])
@@ -110,7 +117,7 @@ def _question(data: Path, where: str, record: Record) -> Question:
     )
     return Question(
         id="/".join(filter(None, (benchmark, text_of(record["id"])))),
-        category=category_of(where, record["task"], _CATEGORY_OF_TASK),
+        category=category_of(where, record["task"], categories),
         prompt=_asked(where, record),
         shown=shown,
         options=options,

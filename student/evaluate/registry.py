@@ -2,8 +2,22 @@
 
 from p4dprep.errors import RequestError
 from student.evaluate.benchmark import Benchmark
+from student.evaluate.r4d_bench import R4DBench
+from student.evaluate.sti_bench import STIBench
+from student.evaluate.time_bench import TimeBench
+from student.evaluate.vlm4d import VLM4D
+from student.evaluate.worlds import Worlds
 
-BENCHMARKS: dict[str, Benchmark] = {}
+BENCHMARKS: dict[str, Benchmark] = {
+    benchmark.name: benchmark
+    for benchmark in (
+        R4DBench(),
+        STIBench(),
+        VLM4D(),
+        TimeBench(),
+        Worlds(),
+    )
+}
 
 
 def find(name: str) -> Benchmark:
