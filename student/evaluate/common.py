@@ -107,6 +107,19 @@ def media_file(data: Path, where: str, *candidates: str) -> Path:
     raise RequestError(f"{where} shows {' or '.join(named) or 'no media'}, which {data} lacks; download it whole")
 
 
+def picture_bytes(where: str, published: object) -> tuple[bytes, ...]:
+    """Encoded pictures of a parquet cell: a list of bytes, or of the {bytes, path} that Hugging Face's datasets write.
+
+    Raises:
+        RequestError: it holds no pictures, or something else.
+    """
+    cells = published if isinstance(published, list) else []
+    pictures = tuple(cell.get("bytes") if isinstance(cell, dict) else cell for cell in cells)
+    if not pictures or not all(isinstance(picture, bytes) and picture for picture in pictures):
+        raise RequestError(f"{where} holds no list of encoded pictures; download it again")
+    return pictures
+
+
 def letters_of(options: Sequence[str]) -> str:
     """A letter for each option, from A."""
     return LETTERS[: len(options)]
