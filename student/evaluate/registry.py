@@ -2,10 +2,14 @@
 
 from p4dprep.errors import RequestError
 from student.evaluate.benchmark import Benchmark
+from student.evaluate.mmsi_bench import MMSIBench
+from student.evaluate.omnispatial import OmniSpatial
 from student.evaluate.r4d_bench import R4DBench
+from student.evaluate.sat import SAT
 from student.evaluate.sti_bench import STIBench
 from student.evaluate.time_bench import TimeBench
 from student.evaluate.vlm4d import VLM4D
+from student.evaluate.vsti_bench import VSTIBench
 from student.evaluate.worlds import Worlds
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -14,6 +18,10 @@ BENCHMARKS: dict[str, Benchmark] = {
         R4DBench(),
         STIBench(),
         VLM4D(),
+        VSTIBench(),
+        SAT(),
+        MMSIBench(),
+        OmniSpatial(),
         TimeBench(),
         Worlds(),
     )
