@@ -1,6 +1,7 @@
 """A training run as one page: what was asked for, how the losses fell, and predicted maps beside cached ones.
 
 The page holds everything it shows, runs no script and asks no other address. It can be written at any moment of a run.
+`student.report` adds what more than the run's own folder is needed for.
 """
 
 import base64
@@ -78,21 +79,101 @@ class Panel:
     legend: tuple[tuple[str, str], ...]
 
 
-def write_page(run: Path) -> Path:
-    """Write RUN/index.html from the run's config, log and pictures, and return its path.
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A percentage with its 95% interval, drawn as a dot on a line from 0 to 100; None is unknown."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    @property
+    def text(self) -> str:
+        """`61.2 (57.0 .. 65.1)`."""
+        known = self.low is not None and self.high is not None
+        return f"{self.value:.1f} ({self.low:.1f} .. {self.high:.1f})" if known else f"{self.value:.1f}"
+
+
+Cell = str | Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A titled table; a first cell names its row."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """A picture with what must be said of it.
+
+    Attributes:
+        title: of the card.
+        facts: name and text, each a line or more.
+        picture: its address, `data:image/webp;base64,...`, or empty.
+    """
+
+    title: str
+    facts: tuple[tuple[str, str], ...] = ()
+    picture: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of the page.
+
+    Attributes:
+        title: its heading.
+        notes: paragraphs under it.
+        panels: curves.
+        tables: those without rows are left out.
+        cards: pictures.
+    """
+
+    title: str
+    notes: tuple[str, ...] = ()
+    panels: tuple[Panel, ...] = ()
+    tables: tuple[Table, ...] = ()
+    cards: tuple[Card, ...] = ()
+
+
+def write_page(
+    run: Path,
+    out: Path | None = None,
+    *,
+    facts: Sequence[tuple[str, str]] = (),
+    above: Sequence[Section] = (),
+    below: Sequence[Section] = (),
+    tables: Sequence[Table] = (),
+) -> Path:
+    """Write a page from the run's config, log and pictures, and return its path.
+
+    Args:
+        run: the run's folder.
+        out: the page; None is RUN/index.html.
+        facts: more to know first.
+        above, below: sections before the losses, and after the run's own pictures.
+        tables: more of what was run.
 
     Raises:
         RequestError: the folder is no run.
         CorruptDataError: a line of its log is damaged.
     """
+    page = run / PAGE if out is None else out
     settings = read_settings(run)
-    records = _read_records(run)
+    records = read_records(run)
     first, between, last = _pictures(run)
     source = files("student").joinpath("templates/run.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     html = environment.from_string(source).render(
         title=redact(run.resolve().name),
-        facts=_facts(settings, records),
+        facts=[*_facts(settings, records), *facts],
+        above=above,
+        below=below,
+        tables=tables,
         panels=_panels(settings, records),
         numbers=_numbers(records),
         edges=[_embedded(path) for path in (first, last) if path],
@@ -101,11 +182,11 @@ def write_page(run: Path) -> Path:
         settings=_setting_texts(settings),
     )
     # A name of a file or a setting may hold half a character, which no UTF-8 can.
-    write_atomically(run / PAGE, html.encode("utf-8", "replace").decode("utf-8"))
-    return run / PAGE
+    write_atomically(page, html.encode("utf-8", "replace").decode("utf-8"))
+    return page
 
 
-def _read_records(run: Path) -> list[Record]:
+def read_records(run: Path) -> list[Record]:
     """The lines of the log, one a step, by rising step; of two lines of a step the later one."""
     by_step: dict[int, Record] = {}
     for number, record in enumerate(read_log(run), 1):
@@ -118,7 +199,8 @@ def _read_records(run: Path) -> list[Record]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-def _curve(records: Sequence[Record], key: str, label: str) -> Curve:
+def make_curve(records: Sequence[Record], key: str, label: str) -> Curve:
+    """The finite values of a term over the steps."""
     found = [(int(record["step"]), float(record[key])) for record in records if key in record]
     drawn = [(step, value) for step, value in found if math.isfinite(value)]
     steps, values = zip(*drawn, strict=True) if drawn else ((), ())
@@ -138,13 +220,14 @@ def _panels(settings: Mapping[str, Any], records: Sequence[Record]) -> list[Pane
     ]
     panels = []
     for number, (title, note, terms) in enumerate(groups):
-        curves = [_curve(records, key, label) for key, label in terms if key in keys]
+        curves = [make_curve(records, key, label) for key, label in terms if key in keys]
         if any(any(curve.values) or curve.num_lost for curve in curves):
-            panels.append(_panel(f"curve-{number}", title, note, curves, records))
+            panels.append(make_panel(f"curve-{number}", title, note, curves, records))
     return panels
 
 
-def _panel(name: str, title: str, note: str, curves: Sequence[Curve], records: Sequence[Record]) -> Panel:
+def make_panel(name: str, title: str, note: str, curves: Sequence[Curve], records: Sequence[Record]) -> Panel:
+    """A small picture of curves; `name` begins with `curve-` and is the page's only one of that name."""
     steps = int(records[0]["step"]), int(records[-1]["step"])
     lost = sum(curve.num_lost for curve in curves)
     legend = zip((curve.label for curve in curves), _colours(len(curves)), strict=True)
@@ -303,4 +386,9 @@ def _chosen(pictures: Sequence[Path]) -> list[Path]:
 
 def _embedded(picture: Path) -> tuple[int, str]:
     """A picture's step, and itself as an address."""
-    return _step_of(picture), f"data:image/webp;base64,{base64.b64encode(picture.read_bytes()).decode('ascii')}"
+    return _step_of(picture), address(picture.read_bytes())
+
+
+def address(webp: bytes) -> str:
+    """A WebP picture as an address that the page's policy lets it show."""
+    return f"data:image/webp;base64,{base64.b64encode(webp).decode('ascii')}"
