@@ -21,14 +21,11 @@ SEED = 20261121
 NUM_STEPS, NUM_CHECKPOINTS = 24, 8
 OPERATION, MOMENT = "before a file operation", "some time after entering"
 KILLS = (
-    (CHECKPOINT, OPERATION),
-    (STEP, MOMENT),
-    (LOG, OPERATION),
-    (CHECKPOINT, MOMENT),
-    (STEP, MOMENT),
-    (PICTURE, MOMENT),
-) * 5
-LONGEST_SECONDS = {CHECKPOINT: 0.04, LOG: 0.0, PICTURE: 0.2, STEP: 0.3}
+    (CHECKPOINT, OPERATION), (STEP, MOMENT), (LOG, OPERATION),
+    (CHECKPOINT, MOMENT), (CHECKPOINT, OPERATION), (PICTURE, MOMENT),
+) * 5  # fmt: skip
+"""30, of which the 10 at a checkpoint's file operations cannot miss it, and the 5 some time after its start may."""
+LONGEST_SECONDS = {CHECKPOINT: 0.03, LOG: 0.0, PICTURE: 0.06, STEP: 0.3}
 ELSEWHERE = "elsewhere"
 
 
@@ -108,7 +105,7 @@ def differing(left: Any, right: Any, name: str = "") -> list[str]:
     return [] if same else [name]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_killed_30_times_a_run_ends_equal_to_the_undisturbed_one(tmp_path: Path) -> None:
     world, rng = write_world(tmp_path / "world"), random.Random(SEED)
     undisturbed = Victim(world, tmp_path / "undisturbed")
@@ -126,7 +123,7 @@ def test_killed_30_times_a_run_ends_equal_to_the_undisturbed_one(tmp_path: Path)
         runs += [] if found else [tmp_path / str(len(runs))]
     print(f"seed {SEED}: {len(runs)} runs, killed in {Counter(died_in)}")
     assert died_in.count(CHECKPOINT) >= len(KILLS) // 3
-    assert min(Counter(died_in)[place] for place in (STEP, LOG, PICTURE)) >= 3
+    assert min(Counter(died_in)[place] for place in (STEP, LOG, PICTURE)) >= 1
 
     for run in runs:
         last = Victim(world, run)

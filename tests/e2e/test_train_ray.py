@@ -2,10 +2,12 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -22,23 +24,35 @@ from tests.student.train_run import request, untimed, write_world
 
 WORKER = "ray::RayTrainWorker"
 NUM_STEPS = 6
+CANARY = b"c4n4ry"
+"""A storage option, which may be a secret."""
+
+
+def request_of(world: Path, run: Path) -> dict[str, Any]:
+    """6 steps, with a checkpoint after every second one."""
+    changes = {"micro_batch_size": 1, "picture_steps": 0, "max_steps": NUM_STEPS, "max_failures": 1}
+    return request(world, run, **changes, storage_options={"auto_mkdir": CANARY.decode()})
 
 
 def write_request(world: Path, run: Path) -> Path:
     path = run.with_suffix(".yaml")
-    values = request(world, run, micro_batch_size=1, picture_steps=0, max_steps=NUM_STEPS, max_failures=1)
-    path.write_text(yaml.safe_dump(values))
+    path.write_text(yaml.safe_dump(request_of(world, run)))
     return path
 
 
+def check_equal_but_for_rounding(run: Path, expected: list[dict[str, float]]) -> None:
+    """The order of a sum differs, and AdamW makes much of little at first."""
+    for mine, other in zip(untimed(run_folder.read_log(run)), expected, strict=True):
+        assert mine == pytest.approx(other, rel=1e-5 if mine["step"] < 3 else 1e-3)
+
+
 def start(world: Path, run: Path, *arguments: object) -> subprocess.Popen[str]:
-    """`p4dprep train` of 6 steps, with a checkpoint after every second one."""
     command = [P4DPREP, "train", "--config", str(write_request(world, run)), *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    said, _ = process.communicate(timeout=280)
+    said, _ = process.communicate(timeout=400)
     assert process.returncode == 0, said
 
 
@@ -60,7 +74,7 @@ def tensors(run: Path) -> dict[str, torch.Tensor]:
     return load_file(last / run_folder.STUDENT_WEIGHTS) | load_file(last / run_folder.P4D_WEIGHTS)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_two_workers_log_what_one_does_and_outlive_a_death(tmp_path: Path, ray_address: str) -> None:
     world = write_world(tmp_path / "world")
     alone, two, bereft = (tmp_path / name for name in ("alone", "two", "bereft"))
@@ -68,8 +82,8 @@ def test_two_workers_log_what_one_does_and_outlive_a_death(tmp_path: Path, ray_a
     first = start(world, alone)
     end(start(world, two, *joining))
     end(first)
-    for mine, other in zip(run_folder.read_log(two), run_folder.read_log(alone), strict=True):
-        assert untimed([mine])[0] == pytest.approx(untimed([other])[0], rel=1e-5 if mine["step"] < 3 else 1e-3)
+    check_equal_but_for_rounding(two, untimed(run_folder.read_log(alone)))
+    assert not [path for path in two.rglob("*") if path.is_file() and CANARY in path.read_bytes()]
 
     process = start(world, bereft, *joining)
     assert kill_a_worker_after_a_checkpoint(bereft, process) < NUM_STEPS // 2
@@ -80,7 +94,7 @@ def test_two_workers_log_what_one_does_and_outlive_a_death(tmp_path: Path, ray_a
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_torchruns_processes_end_with_the_same_weights(tmp_path: Path) -> None:
+def test_torchruns_processes_end_with_the_same_weights_and_one_may_go_on(tmp_path: Path) -> None:
     world = write_world(tmp_path / "world")
     run, alone = tmp_path / "run", tmp_path / "alone"
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -97,6 +111,9 @@ def test_torchruns_processes_end_with_the_same_weights(tmp_path: Path) -> None:
     )
     first, second = (load_file(tmp_path / f"rank-{rank}.safetensors") for rank in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    train(parse_config(yaml.safe_load(write_request(world, alone).read_text())))
-    for mine, other in zip(run_folder.read_log(run), run_folder.read_log(alone), strict=True):
-        assert untimed([mine])[0] == pytest.approx(untimed([other])[0], rel=1e-5 if mine["step"] < 3 else 1e-3)
+    train(parse_config(request_of(world, alone)))
+    expected = untimed(run_folder.read_log(alone))
+    check_equal_but_for_rounding(run, expected)
+    shutil.rmtree(run_folder.last_checkpoint(run))
+    train(parse_config(request_of(world, run)), resume=True)
+    check_equal_but_for_rounding(run, expected)
