@@ -50,7 +50,10 @@ _OPEN_NOTHING_ELSE = {"protocol_whitelist": "none", "format_whitelist": _CONTAIN
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What the parent asks for. `plan` is `probe`, `span`, `uniform` or `windows`; see `p4dprep.corpus.Sampling`."""
+    """What the parent asks for.
+
+    `plan` is `probe`, `span`, `named` (the frames `indices`), or `uniform` or `windows` of `p4dprep.corpus.Sampling`.
+    """
 
     path: str
     plan: str
@@ -63,6 +66,7 @@ class Request:
     width: int = 0
     resize: str = "squash"
     ranges: Sequence[tuple[float | None, float | None]] = ()
+    indices: Sequence[int] = ()
 
 
 class _DamagedError(Exception):
@@ -402,8 +406,17 @@ def choose(request: Request, timeline: _Timeline, start: float | None, end: floa
     Raises:
         VideoError: `empty_range` or `too_short`.
     """
+    if request.plan == "named":
+        return _choose_named(request, timeline)
     choose_by = _choose_windows if request.plan == "windows" else _choose_uniform
     return choose_by(request, timeline, start, end)
+
+
+def _choose_named(request: Request, timeline: _Timeline) -> list[int]:
+    """The frames that the request counts out, the file's first being 0."""
+    if (last := max(request.indices)) >= len(timeline.pts):
+        raise _fail("too_short", f"has {len(timeline.pts)} frames, so there is no frame {last}, counted from 0")
+    return list(request.indices)
 
 
 def _choose_uniform(request: Request, timeline: _Timeline, start: float | None, end: float | None) -> list[int]:

@@ -279,6 +279,30 @@ class Decoder:
                     return clips + [last] * (len(ranges) - len(clips))
         return clips
 
+    def read_named(self, path: str | os.PathLike[str], indices: Sequence[int], height: int, width: int) -> ClipFrames:
+        """Frames by their number among those that decode, squashed to a size.
+
+        Args:
+            path: the file.
+            indices: from 0, never decreasing.
+            height, width: size of the frames, in pixels.
+
+        Raises:
+            RequestError: no index, or indices that are negative or decrease.
+            VideoError: the file cannot give those frames; `too_short` where it has fewer.
+        """
+        if not indices or min(indices) < 0 or list(indices) != sorted(indices):
+            raise RequestError(f"frames {list(indices)} are asked for; indices must start at 0 and never decrease")
+        request = self._request(path, "named") | {"num_frames": len(indices), "indices": list(indices)}
+        shape = (len(indices), height, width, 3)
+        with self._lock:
+            clips: list[ClipFrames | VideoError] = []
+            while not clips:
+                clips = self._read_batch(request | {"height": height, "width": width}, [(None, None)], shape)
+        if isinstance(clips[0], VideoError):
+            raise clips[0]
+        return clips[0]
+
     def probe(self, path: str | os.PathLike[str]) -> VideoProbe:
         """What the file says of itself.
 

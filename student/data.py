@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from io import BytesIO
 from typing import Any, get_args
 
 import numpy as np
@@ -437,12 +438,13 @@ def safe_path(folder: str, path: str) -> str:
     return found
 
 
-def read_image(path: str) -> NDArray[np.uint8]:
-    """A still image upright, uint8 RGB (h, w, 3)."""
+def read_image(source: str | bytes) -> NDArray[np.uint8]:
+    """A still image upright, uint8 RGB (h, w, 3), from its file or its bytes; ValueError if it cannot be read."""
+    path = source if isinstance(source, str) else f"a picture of {len(source)} bytes"
     try:
-        with Image.open(path, formats=_IMAGE_FORMATS) as image:
+        with Image.open(source if isinstance(source, str) else BytesIO(source), formats=_IMAGE_FORMATS) as image:
             if image.width * image.height > _MAX_IMAGE_PIXELS:
                 raise _UnreadableError(f"{path} has {image.width} x {image.height} pixels, over {_MAX_IMAGE_PIXELS}")
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
-        raise _UnreadableError(f"{path} is no image that can be read: {error}") from None
+        raise _UnreadableError(f"{path} is no image that can be read: {type(error).__name__}") from None
