@@ -1,4 +1,4 @@
-"""`p4dprep eval maps`: judge the maps of a cache by the truth in another."""
+"""`p4dprep eval`: judge maps by the truth in another cache; ask a benchmark's questions, and compare two results."""
 
 import math
 import tempfile
@@ -14,6 +14,7 @@ from rich.table import Table as ScreenTable
 from rich.text import Text
 
 from cli._output import JsonFlag, StorageOptions, console, print_json, printable, progress_bar
+from cli.answers import answers, compare
 from cli.cache import read_frames, writing
 from p4dprep.errors import RequestError
 
@@ -24,13 +25,10 @@ if TYPE_CHECKING:
     from student.maps import StudentMaps
 
 app = typer.Typer(no_args_is_help=True)
+app.command()(answers)
+app.command()(compare)
 
 MAX_REASONS = 3
-
-
-@app.callback()
-def _group() -> None:
-    """Keeps `maps` a command of its own while it is the only one."""
 
 
 @app.command()
