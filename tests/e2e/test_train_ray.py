@@ -52,7 +52,10 @@ def start(world: Path, run: Path, *arguments: object) -> subprocess.Popen[str]:
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    said, _ = process.communicate(timeout=400)
+    try:
+        said, _ = process.communicate(timeout=400)
+    finally:
+        process.kill()
     assert process.returncode == 0, said
 
 
