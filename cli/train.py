@@ -169,12 +169,12 @@ def run(request: Mapping[str, Any], *, resume: bool = False) -> "TrainReport":
     from student.train_config import parse_config
 
     config = parse_config(dict(request))
-    with _progress_display() as show:
+    with progress_display() as show:
         return engine.train(config, resume=resume, show=show)
 
 
 @contextmanager
-def _progress_display() -> Iterator["ShowLine"]:
+def progress_display() -> Iterator["ShowLine"]:
     """A bar with the time left, and above it every line of the log."""
     with progress_bar() as bar:
         task = bar.add_task("loading", total=None)

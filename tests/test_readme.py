@@ -11,6 +11,7 @@ import ray
 import torch
 import yaml
 
+from student.ablate import parse_config as parse_ablation
 from student.train_config import parse_config
 from student.trainer import training_arguments
 from tests.conftest import ROOT
@@ -90,6 +91,12 @@ def test_the_make_commands_are_targets_of_the_makefile() -> None:
     assert named >= {"demo", "test"}
     makefile = (ROOT / "Makefile").read_text()
     assert all(f"\n{target}:" in makefile for target in named)
+
+
+def test_the_ablation_of_the_docs_is_a_valid_request() -> None:
+    page = (ROOT / "docs" / "ablation.md").read_text()
+    (recipe,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert len(parse_ablation(yaml.safe_load(recipe)).arms) == 12
 
 
 def test_the_full_recipe_of_the_docs_is_a_valid_request() -> None:

@@ -92,8 +92,8 @@ def compare(first: Path, second: Path, *, seed: int = 0) -> Comparison:
     for name in _SAME:
         if results[0][name] != results[1][name]:
             values = " and ".join(str(result[name]) for result in results)
-            raise RequestError(f"{first} and {second} differ in {name}, {values}; compare results of the same benchmark, "
-                               "data, mode and number of frames")  # fmt: skip
+            raise RequestError(f"{first} and {second} differ in {name}, {values}; compare results of the same "
+                               "benchmark, data, mode and number of frames")  # fmt: skip
     benchmark, pairs = registry.find(results[0]["bench"]), _pairs(first, second)
     return Comparison(
         bench=benchmark.name,
@@ -123,7 +123,7 @@ def _pairs(first: Path, second: Path) -> list[_Pair]:
     for line in read_answers(second):
         if line["id"] not in before:
             continue
-        question, (score, was_asked) = _question(line), before[line["id"]]
+        question, (score, was_asked) = question_of(line), before[line["id"]]
         scores = score, float(line["score"])
         pairs.append(
             _Pair(
@@ -137,7 +137,7 @@ def _pairs(first: Path, second: Path) -> list[_Pair]:
     return sorted(pairs, key=lambda pair: pair.first.question.id)
 
 
-def _question(line: Mapping[str, Any]) -> Question:
+def question_of(line: Mapping[str, Any]) -> Question:
     """A question as far as tables look at it."""
     return Question(
         id=line["id"],

@@ -1,0 +1,98 @@
+"""An ablation: every arm and seed trained and asked once, one table with intervals, and nothing done twice."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from p4dprep.errors import RequestError
+from student import ablate as module
+from student.ablate import REPORT, TABLE, AblationConfig, ablate, parse_config
+from student.evaluate import registry
+from tests.student.evaluate.tiny_bench import TinyBench, write_bench
+from tests.student.train_run import request, write_world
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ARMS: dict[str, dict[str, Any] | None] = {"zero-shot": None, "SFT": {"distill": "sft"}, "LD+ED": {}}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("ablation")
+    return write_world(folder / "world"), write_bench(folder / "bench")
+
+
+@pytest.fixture(autouse=True)
+def tiny_bench(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.BENCHMARKS, "tiny", TinyBench())
+
+
+def values(places: tuple[Path, Path], out: Path, **changes: Any) -> dict[str, Any]:
+    world, bench = places
+    training = request(world, out, max_steps=2, save_steps=2, picture_steps=0)
+    del training["out"]
+    asked = {"out": str(out), "train": training, "arms": ARMS, "baseline": "SFT", "seeds": (0, 1)}
+    return asked | {"bench": "tiny", "data": str(bench), "frames": 4} | changes
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_every_arm_and_seed_is_trained_and_asked_once(
+    places: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, seen = parse_config(values(places, tmp_path)), list[str]()
+    results = ablate(config, show_arm=seen.append)
+    assert seen == ["zero-shot, seed 0", "SFT, seed 0", "SFT, seed 1", "LD+ED, seed 0", "LD+ED, seed 1"]
+    assert [(each.name, each.num_seeds) for each in results] == [("zero-shot", 1), ("SFT", 2), ("LD+ED", 2)]
+    assert results[1].difference == module.Estimate(value=0, low=0, high=0)  # the baseline by itself
+    for each in results:
+        overall = each.columns["Avg"]
+        assert 0 <= overall.low <= overall.value <= overall.high <= 100
+    table = (tmp_path / TABLE).read_text()
+    assert re.search(r"^\| LD\+ED \| 2 \|", table, re.MULTILINE)
+    assert len(json.loads((tmp_path / REPORT).read_text())) == 3
+
+    lines = {path: path.read_bytes() for path in (tmp_path / "answers").rglob("*.jsonl")}
+    monkeypatch.setattr("student.trainer.DistillationTrainer.training_step", None)
+    assert ablate(config) == results
+    assert {path: path.read_bytes() for path in lines} == lines
+
+
+def test_means_over_seeds_and_gains_are_what_counting_says(
+    places: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers by a known rule in place of a student's: the first arm knows nothing, the second all, the third half."""
+    config = parse_config(values(places, tmp_path, arms={"none": None, "all": {}, "half": {}}, baseline="none"))
+    questions = TinyBench().read(places[1], "official")
+
+    def known(_: AblationConfig, arm: str, seed: int) -> list[module.Scored]:
+        right = {"none": 0.0, "all": 1.0, "half": float(seed)}[arm]
+        return [module.Scored(question=question, score=right) for question in questions]
+
+    monkeypatch.setattr(module, "_scored", known)
+    none, everything, half = module._results(config)
+    assert (none.columns["Avg"].value, everything.columns["Avg"].value, half.columns["Avg"].value) == (0, 100, 50)
+    assert (everything.difference.value, everything.difference.low, everything.difference.high) == (100, 100, 100)
+    assert (half.difference.low, half.difference.high) == (0, 100)  # its seeds differ, and the interval says so
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"baseline": "ED"}, "baseline 'ED' is no arm"),
+        ({"arms": {"../SFT": {}}, "baseline": "../SFT"}, "names a folder"),
+        ({"seeds": (1, 1)}, "each once"),
+        ({"arms": {"SFT": {"seed": 3}}}, "seed is the ablation's own"),
+        ({"arms": {"SFT": {"distil": "sft"}}}, "distil: Extra inputs"),
+        ({"bench": "nothing"}, "benchmark 'nothing' does not exist"),
+        ({"colour": 1}, "colour: Extra inputs"),
+    ],
+)
+def test_a_wrong_ablation_is_refused_before_anything_is_trained(
+    places: tuple[Path, Path], tmp_path: Path, changes: dict[str, Any], fault: str
+) -> None:
+    with pytest.raises(RequestError, match=re.escape(fault)):
+        parse_config(values(places, tmp_path, **changes))
+    assert list(tmp_path.iterdir()) == []
