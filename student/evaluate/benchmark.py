@@ -21,8 +21,8 @@ class Shown:
         images: files of pictures, or their encoded bytes.
         first_frame_marks: picture that stands for the first frame (Set-of-Mark), or None. Official harnesses show it
             before the video, as a picture of its own; a student's adapter takes a video or pictures, not both.
-        regions: boxes that are to be marked on the first frame, as `student.regions.mark_regions` marks them in
-            training: left, top, right and bottom as fractions of the first frame's width and height.
+        regions: the same marks as boxes: left, top, right and bottom as fractions of the first frame's width and
+            height. Where given, `student.regions.mark_regions` marks them as in training, in place of that picture.
     """
 
     video: Path | None = None

@@ -7,6 +7,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +115,9 @@ def picture_bytes(where: str, published: object) -> tuple[bytes, ...]:
         RequestError: it holds no pictures, or something else.
     """
     cells = published if isinstance(published, list) else []
-    pictures = tuple(cell.get("bytes") if isinstance(cell, dict) else cell for cell in cells)
-    if not pictures or not all(isinstance(picture, bytes) and picture for picture in pictures):
+    found = [cell.get("bytes") if isinstance(cell, dict) else cell for cell in cells]
+    pictures = tuple(picture for picture in found if isinstance(picture, bytes) and picture)
+    if not pictures or len(pictures) < len(found):
         raise RequestError(f"{where} holds no list of encoded pictures; download it again")
     return pictures
 
@@ -192,7 +194,20 @@ def averages(scored: Sequence[Scored], columns: Mapping[str, Callable[[Question]
 
 def by_category(names: Iterable[str]) -> dict[str, Callable[[Question], bool]]:
     """A column for each category."""
-    return {name: lambda question, name=name: question.category == name for name in names}
+    return {name: partial(_is_of_category, name) for name in names}
+
+
+def by_tag(tag: str, names: Iterable[str]) -> dict[str, Callable[[Question], bool]]:
+    """A column for each value of a tag."""
+    return {name: partial(_is_tagged, tag, name) for name in names}
+
+
+def _is_of_category(name: str, question: Question) -> bool:
+    return question.category == name
+
+
+def _is_tagged(tag: str, name: str, question: Question) -> bool:
+    return question.tags[tag] == name
 
 
 def category_of(where: str, task: object, known: Mapping[str, str]) -> str:

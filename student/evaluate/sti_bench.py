@@ -18,6 +18,7 @@ from student.evaluate.common import (
     Record,
     averages,
     by_category,
+    by_tag,
     category_of,
     check_options,
     first_letter,
@@ -87,8 +88,7 @@ class STIBench(Benchmark):
 
     def table(self, scored: Sequence[Scored]) -> dict[str, float]:
         """Micro averages over all questions, by task and by scene."""
-        scenes = {name: lambda question, name=name: question.tags["scene"] == name for name in SCENES}
-        return averages(scored, {"Avg": lambda _: True, **by_category(TASKS), **scenes})
+        return averages(scored, {"Avg": lambda _: True, **by_category(TASKS), **by_tag("scene", SCENES)})
 
     def files(self, data: Path) -> tuple[Path, ...]:
         """Only qa.parquet."""

@@ -18,6 +18,7 @@ from student.evaluate.common import (
     Record,
     averages,
     by_category,
+    by_tag,
     first_letter,
     letter_of_text,
     letters_of,
@@ -65,7 +66,7 @@ class VLM4D(Benchmark):
 
     def table(self, scored: Sequence[Scored]) -> dict[str, float]:
         """Micro averages over all questions, of each split, and of its two parts."""
-        splits = {name.capitalize(): lambda question, name=name: question.tags["split"] == name for name in FILES}
+        splits = {name.capitalize(): belongs for name, belongs in by_tag("split", FILES).items()}
         columns = {**splits, **by_category(_CATEGORIES), "Overall": lambda _: True}
         return averages(scored, {name: columns[name] for name in self.columns})
 

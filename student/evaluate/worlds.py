@@ -59,5 +59,6 @@ def _as_trained(question: Question, boxes: dict[str, tuple[Box, ...]], how: Regi
         f"{question.prompt}\nOptions:\n{list_options(question.options)}",
         "Answer with only the letter of the correct option.",
     )
-    shown = Shown(video=question.shown.video, regions=() if how == "boxes" else regions)
+    unmarked = Shown(video=question.shown.video)
+    shown = unmarked if how == "boxes" else replace(question.shown, regions=regions)
     return replace(question, prompt="\n".join(filter(None, words)), shown=shown)

@@ -60,7 +60,7 @@ def test_other_modes_say_word_for_word_what_training_says(made: Path, how: Regio
         text, regions = trained[name]
         assert asked[name].prompt == text
         assert asked[name].shown.regions == (() if how == "boxes" else regions)
-        assert asked[name].shown.first_frame_marks is None
+        assert (asked[name].shown.first_frame_marks is not None) == (how != "boxes" and bool(regions))
 
 
 def test_a_question_that_training_data_lack_is_named(tmp_path: Path) -> None:
