@@ -273,7 +273,7 @@ class FamilyAdapter(ABC):
                 add_special_tokens=not (bos and text.startswith(bos)),
                 return_offsets_mapping=True,
                 return_text_replacement_offsets=True,
-                **_media_arguments(sample),
+                **media_arguments(sample),
             )
         except ValueError as error:
             raise RequestError(f"the processor of this {self.model_type} model refuses {sample!r}: {error}") from error
@@ -317,7 +317,7 @@ def _messages(sample: StudentSample, media_tokens: set[str]) -> list[dict[str, A
     return messages
 
 
-def _media_arguments(sample: StudentSample) -> dict[str, Any]:
+def media_arguments(sample: StudentSample) -> dict[str, Any]:
     """A video as the processor takes it, with the very times of its frames, or pictures; tensors are (c, h, w).
 
     A video of which only the features are known has its size.

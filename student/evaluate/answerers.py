@@ -1,4 +1,4 @@
-"""Who answers: a student of any known family, a run with what it needs at inference, or a built-in one for checking."""
+"""Who answers: a student, a run with what it needs at inference, any other model, or a built-in one for checking."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -20,6 +20,7 @@ from student.distilled import TrainingBatch
 from student.evaluate.benchmark import Benchmark, Question
 from student.evaluate.common import LETTERS
 from student.evaluate.media import FramePolicy, Loaded
+from student.evaluate.stock import StockAnswerer, is_stock, make_greedy
 from student.export import load_trained
 from student.rivals import Rival, make_rival
 from student.targets import stack_targets
@@ -62,6 +63,7 @@ class Source:
         folder: of the student; of a run its base.
         run, step: the run and its checkpoint, or None.
         config: what the run was asked for.
+        is_stock: whether it is of a family without an adapter.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Source:
     run: Path | None = None
     step: int | None = None
     config: TrainConfig | None = None
+    is_stock: bool = False
 
     def open_cache(self, cache: str | None, storage_options: Mapping[str, Any] | None) -> Cache | None:
         """The cache whose latents a rival reads when it answers; None for all others.
@@ -128,6 +131,10 @@ def find_source(
     if is_run:
         return _run(Path(student), step, tpe)
     folder = student_folder(student, revision)
+    if is_stock(folder):
+        if tpe:
+            raise RequestError(f"{student} is of a family without an adapter, so TPE cannot be added; leave --tpe out")
+        return Source(name=student, digest=_digest(folder), folder=folder, is_stock=True)
     cue = _turned(time_cue_of(load_adapter(folder)), tpe)
     return Source(name=student, digest=_digest(folder), time_cue=cue, folder=folder)
 
@@ -191,6 +198,8 @@ def open_answerer(
     if source.folder is None:
         return BuiltIn(source.name, benchmark, mode, seed)
     device, precision = device_and_dtype(dtype)
+    if source.is_stock:
+        return StockAnswerer(source.folder, device, precision)
     if source.run is None:
         backbone = load(source.folder, dtype=precision, tpe=source.time_cue == "tpe")
     else:
@@ -235,7 +244,7 @@ class StudentAnswerer:
         self.backbone, self.time_cue, self.rival = backbone, time_cue, rival
         self.backbone.tpe = time_cue == "tpe"
         self._device = next(backbone.model.parameters()).device
-        _make_greedy(backbone.model, backbone.processor.tokenizer)
+        make_greedy(backbone.model, backbone.processor.tokenizer)
 
     def prepare(self, batch: Sequence[Loaded]) -> TrainingBatch:
         """Tokens, padded on the left so that every reply begins at the same place, and a rival's latents."""
@@ -261,17 +270,6 @@ class StudentAnswerer:
         new = written[:, batch.inputs["input_ids"].shape[1] :]
         texts = self.backbone.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
         return [text.strip() for text in texts]
-
-
-def _make_greedy(model: Any, tokenizer: Any) -> None:
-    """Replace what a checkpoint says of sampling and penalties; what ends a reply stays."""
-    from transformers import GenerationConfig
-
-    own = model.generation_config
-    ends = own.eos_token_id if own.eos_token_id is not None else tokenizer.eos_token_id
-    model.generation_config = GenerationConfig(
-        do_sample=False, bos_token_id=own.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
-    )
 
 
 class BuiltIn:
