@@ -50,7 +50,7 @@ def test_hyphens_and_dashes_name_the_same_type(questions: tuple[Question, ...]) 
         ("``(B)``", "B"),
         ("`B`", "B"),
         ("A. `D`", "D"),
-        ("\\boxed{B} not A", "B"),
+        ("A. Thus \\boxed{B}", "B"),
         ("``{C}``", "C"),
         ("The answer is B", "B"),
         ("A bike stands at B.", "B"),
