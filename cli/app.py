@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli import cache, demo, doctor, eval, export, extract, student, teachers, train, worlds
+from cli import ablate, cache, demo, doctor, eval, export, extract, report, student, teachers, train, worlds
 from p4dprep import __version__
 from p4dprep.errors import P4DError
 from p4dprep.storage import redact
@@ -23,6 +23,8 @@ app = typer.Typer(
 app.command("extract")(extract.extract)
 app.command("train")(train.train)
 app.command("export")(export.export)
+app.command("ablate")(ablate.ablate)
+app.command("report")(report.report)
 app.add_typer(cache.app, name="cache", help="Look into a cache, verify it, show it, clean it.")
 app.add_typer(eval.app, name="eval", help="Judge maps by the truth, and answers by benchmarks.")
 app.add_typer(teachers.app, name="teachers", help="List the teachers; import the paper's checkpoint.")

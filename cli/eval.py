@@ -121,11 +121,11 @@ def _judged(
         yield opened, report, ()
         return
     with tempfile.TemporaryDirectory(prefix="p4dprep-") as folder:
-        found = judge_run(place, truth, Path(folder), clips, how, storage_options)
-        yield found.cache, found.report, [trained_note(found)]
+        found = _judge_run(place, truth, Path(folder), clips, how, storage_options)
+        yield found.cache, found.report, [found.novelty]
 
 
-def judge_run(
+def _judge_run(
     run: str,
     truth: "Cache",
     folder: Path,
@@ -143,13 +143,6 @@ def judge_run(
             bar.update(task, description=what, completed=done, total=total)
 
         return judge_maps(run, truth, folder, cache=clips, storage_options=storage_options, on_progress=tell, **how)
-
-
-def trained_note(found: "StudentMaps") -> str:
-    """Whether the judged clips are new to the student."""
-    if found.num_trained is None:
-        return "whether the student was trained on these clips is not known: the run's conversations are gone"
-    return f"the student was trained on {found.num_trained} of the {found.report.num_judged} clips"
 
 
 def _notes(report: "MapReport") -> Iterator[str]:

@@ -55,12 +55,26 @@ class StudentMaps:
         cache: the small cache of both, as long as its folder is there.
         group: the student's group in it.
         num_trained: judged clips that the student was trained on; None where its conversations are gone.
+        data, rows: what the student was shown, and each judged clip's row in it.
     """
 
     report: MapReport
     cache: Cache
     group: str
     num_trained: int | None
+    data: TrainingData
+    rows: Mapping[str, int]
+
+    @property
+    def novelty(self) -> str:
+        """Whether the judged clips are new to the student, in words."""
+        if self.num_trained is None:
+            return "whether the student was trained on these clips is not known: the run's conversations are gone"
+        return f"the student was trained on {self.num_trained} of the {len(self.rows)} clips"
+
+    def frames(self, clip_id: str) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        """A judged clip's frames (t, h, w, 3) and times (t,). Close `data` after the last."""
+        return self.data.frames(self.rows[clip_id])
 
 
 def judge_maps(
@@ -135,7 +149,15 @@ def judge_maps(
     trained = _trained_clips(config, taught)
     judged = {clip_id for clip_id, _ in asked} - unseen
     num_trained = None if trained is None else len(trained & judged)
-    return StudentMaps(report=report, cache=writer.cache, group=writer.group, num_trained=num_trained)
+    row_of = {clip: row for row, clip in enumerate(data.clip_of_row.tolist())}
+    return StudentMaps(
+        report=report,
+        cache=writer.cache,
+        group=writer.group,
+        num_trained=num_trained,
+        data=data,
+        rows={clip_id: row_of[clip] for clip_id, clip in asked if clip_id in judged},
+    )
 
 
 def load_student(run: str | os.PathLike[str], config: TrainConfig, cache: Cache) -> DistilledStudent:

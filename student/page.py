@@ -105,6 +105,11 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether it needs the page's whole width."""
+        return any(sum(isinstance(cell, Interval) for cell in row) > 1 for row in self.rows)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
