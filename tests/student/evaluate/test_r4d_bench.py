@@ -117,6 +117,7 @@ def test_a_clip_that_was_not_cut_is_shown_whole_and_tagged(tmp_path: Path) -> No
         ("I think that it is D", "D"),
         ("Answer:C", "C"),
         ("Best answer: B", "B"),
+        ("The answer isB", "B"),
     ],
 )
 def test_letters_are_read_by_the_official_rule(tmp_path: Path, reply: str, letter: str) -> None:
@@ -127,7 +128,7 @@ def test_letters_are_read_by_the_official_rule(tmp_path: Path, reply: str, lette
 def test_letters_go_beyond_e(tmp_path: Path) -> None:
     question = only(tmp_path, record(1, "stibench", "Counting", list(range(14)), 13))
     assert question.answer == "N"
-    assert BENCH.parse(question, "(N)", "official", 0).answer == "N"
+    assert [BENCH.parse(question, reply, "official", 0).answer for reply in ("(N)", "N")] == ["N", "N"]
     assert not BENCH.parse(question, "(O)", "official", 0).is_matched
 
 
