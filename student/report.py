@@ -46,6 +46,12 @@ class ReportRequest:
     limit: int | None = None
     storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
 
+    def __post_init__(self) -> None:
+        if self.data and not self.answers:
+            raise RequestError(f"--data {self.data[0]} needs --answers: it draws their worst cases")
+        if self.limit is not None and self.against is None:
+            raise RequestError("--limit needs --against: it says how many clips' maps are judged")
+
     @property
     def page(self) -> Path:
         """Where the page goes."""
