@@ -90,6 +90,14 @@ def test_questions_of_one_item_are_always_drawn_together() -> None:
         assert all(after == before + 1 and before % 2 == 0 for before, after in zip(rows[::2], rows[1::2], strict=True))
 
 
+def test_very_many_questions_are_drawn_less_often() -> None:
+    questions = scored([1.0]) * 3
+    many = [replace(each, question=replace(each.question, id=str(n))) for n, each in enumerate(questions * 20_000)]
+    draws = resamples(many, seed=0)
+    assert [len(next(draws)) for _ in range(2)] == [60_000] * 2
+    assert sum(1 for _ in resamples(many[:30], seed=0)) == NUM_DRAWS
+
+
 def test_a_result_counts_unmatched_and_failed_and_says_why(tmp_path: Path) -> None:
     answers = scored([1, 1, 0, 0, 0])
     write_lines(tmp_path / "answers-0-of-3.jsonl", answers[:2])
