@@ -183,7 +183,7 @@ def _cards(answered: Answered, questions: Mapping[str, Question]) -> Iterator[Ca
     reader = MediaReader(FramePolicy(num_frames=answered.said["num_frames"]))
     try:
         for line in answered.worst:
-            picture, seen = "", ""
+            picture, seen = "", "not drawn: the folder of --data has no such question" if questions else ""
             if line["id"] in questions:
                 picture, seen = _seen(reader, questions[line["id"]])
             yield Card(

@@ -146,6 +146,24 @@ def test_a_video_that_is_gone_is_said_and_the_case_stays(tmp_path: Path, asked: 
     assert sum(cell.startswith("not drawn: ") for cell in page.cells) == MAX_WORST
 
 
+@pytest.mark.parametrize("changed", ["all", "one"])
+def test_frames_of_a_question_in_other_words_are_not_shown(tmp_path: Path, asked: Path, changed: str) -> None:
+    shutil.copytree(asked / "vsti", tmp_path / "vsti")
+    path = tmp_path / "vsti" / "test.json"
+    records = json.loads(path.read_text())
+    one = read_answered(asked / "b").worst[0]["id"]
+    for record in records:
+        record["question"] += " Or else?" if changed == "all" or str(record["id"]) == one else ""
+    path.write_text(json.dumps(records))
+    if changed == "all":
+        with pytest.raises(RequestError, match="holds none of the questions that are shown"):
+            report(a_run(tmp_path), answers=(asked / "b",), data=(tmp_path / "vsti",))
+        return
+    page = report(a_run(tmp_path), answers=(asked / "b",), data=(tmp_path / "vsti",))
+    assert page.tags.count("img") == MAX_WORST - 1
+    assert page.cells.count("not drawn: the folder of --data has no such question") == 1
+
+
 def test_a_folder_of_no_results_benchmark_is_refused(tmp_path: Path, asked: Path) -> None:
     with pytest.raises(RequestError, match=r"--data .*mmsi holds none of the questions that are shown"):
         report(a_run(tmp_path), answers=(asked / "b",), data=(asked / "mmsi",))
