@@ -20,8 +20,8 @@ install: .venv/installed
 demo: install  ## videos -> Ray -> a zarr cache and a page of pictures; VIDEOS=FOLDER takes your own
 	$(BIN)/p4dprep demo $(DEMO) $(if $(VIDEOS),--videos $(VIDEOS))
 
-test: install  ## two processes: one has the tests that start Ray, the other the rest
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+test: install  ## in two processes, see tests/conftest.py
+	$(BIN)/python -m pytest -n 2
 
 test-long: install  ## every fault at every storage operation, and the other exhaustive runs
 	$(BIN)/python -m pytest -m slow

@@ -1,5 +1,6 @@
-"""`p4dprep demo`: the main job from nothing to a taught student, on worlds that it makes itself."""
+"""`p4dprep demo`: the main job from nothing to a taught student and its report, on worlds that it makes itself."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -32,7 +33,7 @@ def demo(
     out: Annotated[Path, typer.Argument(help="Folder for everything that is made.")] = Path("demo"),
     videos: Annotated[str | None, typer.Option(help="Your own folder, glob or URL instead of made-up worlds.")] = None,
 ) -> None:
-    """Make worlds, extract depth, flow, motion, rays and latents, judge them, teach a student, export it.
+    """Make worlds, extract depth, flow, motion, rays and latents, judge them, teach a student, export it, question it.
 
     No download, no GPU, and no teacher during training. The teachers are `l4p:mini`, a small network of the paper's
     architecture that was trained on other worlds, and OpenCV's DIS flow. The student is a video language model of half
@@ -55,10 +56,14 @@ def demo(
         _show(_extract(videos, out / "train" / "cache", TEACHER, BASELINE), out)
     _teach(out, qa)
     _export(out)
+    if qa:
+        _ask(out)
+    _report(out, is_judged=bool(qa))
     _say(
         "l4p:mini is a network of 4.5 M parameters that a CPU trained on other worlds, not the paper's of 1.3 B "
-        "(teachers/l4p/mini/README.md). The student began with random weights and saw a few clips for a minute: this "
-        "proves the plumbing, and says nothing about how good a student becomes."
+        "(teachers/l4p/mini/README.md). The student began with random weights and saw a few clips for a minute. Its "
+        "answers are as good as guesses and its maps as a rough mean: this proves the plumbing, and says nothing about "
+        "how good a student becomes."
     )
 
 
@@ -143,3 +148,29 @@ def _export(out: Path) -> None:
     if not (out / "exported").exists():
         _step("export", f"{out / 'run'} -> {out / 'exported'}")
         export.export(out / "run", out / "exported")
+
+
+def _ask(out: Path) -> None:
+    from cli import answers
+
+    _step("ask", f"{out / 'run'} about worlds it never saw -> {out / 'answers'}")
+    # In the words of training: a student of this size knows no others.
+    answers.answers(
+        str(out / "run"), bench="worlds", data=_manifest(out, "test").parent, out=out / "answers", mode="both"
+    )
+
+
+def _report(out: Path, *, is_judged: bool) -> None:
+    from student.report import ReportRequest, write_report
+
+    request = ReportRequest(run=out / "run", out=out / "report.html")
+    if is_judged:
+        held_out = str(out / "test" / "cache")
+        request = replace(
+            request,
+            cache=held_out,
+            against=held_out,
+            answers=(out / "answers",),
+            data=(_manifest(out, "test").parent,),
+        )
+    _step("report", str(write_report(request)))

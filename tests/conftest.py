@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests import faulty_teachers
 from tests.s3 import s3_endpoint, s3_place
@@ -11,18 +13,31 @@ from tests.s3 import s3_endpoint, s3_place
 __all__ = ["s3_endpoint", "s3_place"]
 
 ROOT = Path(__file__).parents[1]
-NEEDS_RAY = ("tests/p4dprep/extract/", "tests/e2e/test_bad_folder.py", "tests/e2e/test_kill.py",
-             "tests/e2e/test_new_user.py", "tests/e2e/test_train_ray.py", "tests/test_readme.py")  # fmt: skip
+NEEDS_RAY = (
+    "tests/cli/test_demo.py",
+    "tests/cli/test_extract.py",
+    "tests/cli/test_worlds.py",
+    "tests/e2e/test_bad_folder.py",
+    "tests/e2e/test_kill.py",
+    "tests/e2e/test_new_user.py",
+    "tests/e2e/test_train_ray.py",
+    "tests/p4dprep/extract/",
+    "tests/test_readme.py",
+)
 SHARED_VIDEOS = ROOT.parent / "shared" / "videos"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class ByFile(LoadScopeScheduling):
     """Where several processes share the tests, one of them has all that start Ray: two Rays would starve two cores."""
-    for item in items:
-        file = item.path.relative_to(ROOT).as_posix()
-        fixtures = getattr(item, "fixturenames", ())
-        has_ray = file.startswith(NEEDS_RAY) or "ray_cluster" in fixtures
-        item.add_marker(pytest.mark.xdist_group("ray" if has_ray else file))
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        return "ray" if file.startswith(NEEDS_RAY) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    """One file's tests stay in one process, whose fixtures they share."""
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from p4dprep.errors import MissingDataError, RequestError, VideoError
 from p4dprep.video import ClipFrames, Decoder
 from student.data import read_image
 from student.evaluate.benchmark import Question, Shown
+from student.regions import mark_regions
 from student.samples import StudentSample, Turn
 from student.targets import cached_targets
 
@@ -110,7 +111,9 @@ class MediaReader:
         with self._decoder() as decoder:
             clip = self._frames(decoder, shown.video, shown)
         frames = clip.frames_thwc
-        if shown.first_frame_marks is not None:
+        if shown.regions:  # marked as in training, see `student.data`
+            frames[0] = mark_regions(frames[0], shown.regions)
+        elif shown.first_frame_marks is not None:
             frames[0] = _fitted(read_image(str(shown.first_frame_marks)), frames.shape[1:3])
         sample = StudentSample(id=question.id, conversation=turns, frames_thwc=frames, time_seconds=clip.time_seconds_t)
         if self.clips is None:

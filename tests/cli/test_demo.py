@@ -1,5 +1,6 @@
 """`p4dprep demo`: from nothing to a verified cache, scores and a page; and the same on somebody's own clips."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,12 @@ def test_demo_makes_worlds_extracts_judges_and_teaches_a_student(tmp_path: Path)
     assert page.count("data:image/") >= 6
     assert "test-7-0" in page
     check_student(tmp_path)
+    result = json.loads((tmp_path / "answers" / "result.json").read_text())
+    assert result["bench"] == "worlds"
+    assert result["num_failed"] == 0
+    report = (tmp_path / "report.html").read_text()
+    assert report.count("data:image/") >= 8
+    assert "worlds, Avg" in report
     assert "proves the plumbing" in output
 
 
@@ -73,3 +80,4 @@ def test_demo_on_own_videos_teaches_a_student_without_text(tmp_path: Path) -> No
     log = run_folder.read_log(tmp_path / "out" / "run")
     assert log[-1]["sft"] == 0
     assert log[-1]["loss"] > 0
+    assert (tmp_path / "out" / "report.html").exists()
