@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from p4dprep.errors import RequestError
+from p4dprep.config import validated
 from student.evaluate import registry
 from student.evaluate.answers import AnswerRequest, answer
 from student.evaluate.benchmark import Benchmark, Scored
@@ -120,11 +120,7 @@ def parse_config(values: dict[str, Any]) -> AblationConfig:
     Raises:
         RequestError: naming each wrong field.
     """
-    try:
-        config = AblationConfig(**values)
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
-        raise RequestError(f"the ablation is not valid: {faults}") from None
+    config = validated(AblationConfig, values)
     registry.find(config.bench)
     for arm, fields in config.arms.items():
         if fields is not None:

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from p4dprep.errors import RequestError
+from p4dprep.config import validated
 from p4dprep.storage import redact
 from student.conversations import OnProblem
 from student.cues import TimeCue
@@ -194,9 +194,4 @@ def parse_config(values: dict[str, Any]) -> TrainConfig:
     Raises:
         RequestError: naming each wrong field, its value's fault and, for an unknown field, the known ones.
     """
-    try:
-        return TrainConfig(**values)
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
-        known = f" (fields: {', '.join(TrainConfig.model_fields)})" if "Extra inputs" in faults else ""
-        raise RequestError(f"the request is not valid: {faults}{known}") from None
+    return validated(TrainConfig, values)

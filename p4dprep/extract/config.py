@@ -2,8 +2,9 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from p4dprep.config import validated
 from p4dprep.corpus import Sampling
 from p4dprep.errors import RequestError
 from p4dprep.extract.frames import KIND, parse_size
@@ -107,9 +108,4 @@ def parse_config(values: dict[str, Any]) -> ExtractConfig:
     Raises:
         RequestError: naming each wrong field, its value's fault and, for an unknown field, the known ones.
     """
-    try:
-        return ExtractConfig(**values)
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
-        known = f" (fields: {', '.join(ExtractConfig.model_fields)})" if "Extra inputs" in faults else ""
-        raise RequestError(f"the request is not valid: {faults}{known}") from None
+    return validated(ExtractConfig, values)
