@@ -64,7 +64,7 @@ def test_demo_makes_worlds_extracts_judges_and_teaches_a_student(tmp_path: Path)
     assert result["num_failed"] == 0
     report = (tmp_path / "report.html").read_text()
     assert report.count("data:image/") >= 8
-    assert "worlds, Avg" in report
+    assert "worlds, answers" in report
     assert "proves the plumbing" in output
 
 

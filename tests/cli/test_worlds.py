@@ -98,7 +98,7 @@ def test_the_truth_is_a_verified_cache_at_the_times_of_the_decoded_frames(
     ("arguments", "message"),
     [
         (("OUT", "--split", "test", "--seed", "34"), "holds worlds of seed 33, not 34; name another folder"),
-        (("OUT", *WORLDS, "--truth-size", "5"), "each side must lie between 16 and 4096"),
+        (("OUT", *WORLDS, "--truth-size", "5"), "each side between 16 and 4096"),
         (("OUT", *WORLDS, "--size", "64"), "--size 64 is not HEIGHTxWIDTH"),
         (("OUT", *WORLDS, "--size", "63x64"), "both sides must be even"),
         (("s3://bucket/worlds", *WORLDS), "s3://bucket/worlds is no folder of this machine"),
