@@ -195,3 +195,20 @@ def _show_comparison(comparison: "Comparison") -> None:
     if any(comparison.num_failed):
         failed = " and ".join(map(str, comparison.num_failed))
         console.print(f"{failed} questions could not be asked and score 0", markup=False, highlight=False)
+
+
+def lmms_eval(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the tasks.", show_default=False)],
+) -> None:
+    """Write lmms-eval tasks for R4D-Bench, VLM4D and VSTI-Bench that ask and score as `eval answers` does.
+
+    **Examples**
+
+        p4dprep eval lmms-eval tasks
+
+        P4DPREP_R4D_BENCH=R4D-Bench lmms-eval --include_path tasks --tasks p4dprep_r4d_bench --model ...
+    """
+    from student.evaluate.lmms_eval import write_tasks
+
+    for folder in write_tasks(out):
+        typer.echo(folder)

@@ -14,7 +14,7 @@ from rich.table import Table as ScreenTable
 from rich.text import Text
 
 from cli._output import JsonFlag, StorageOptions, console, print_json, printable, progress_bar
-from cli.answers import answers, compare
+from cli.answers import answers, compare, lmms_eval
 from cli.cache import read_frames, writing
 from p4dprep.errors import RequestError
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True)
 app.command()(answers)
 app.command()(compare)
+app.command()(lmms_eval)
 
 MAX_REASONS = 3
 

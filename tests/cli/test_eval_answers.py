@@ -8,6 +8,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from cli.app import app
+from p4dprep.errors import RequestError
 from student.evaluate import registry
 from tests.student.evaluate.tiny_bench import TinyBench, write_bench
 
@@ -95,3 +96,14 @@ def test_a_dtype_that_does_not_exist_is_refused(bench: Path, tmp_path: Path) -> 
     result = answers(bench, "oracle", tmp_path / "out", "--dtype", "float8")
     assert result.exit_code == 2
     assert "float8" in result.stderr
+
+
+def test_lmms_eval_gets_a_folder_for_each_task_and_nothing_is_overwritten(tmp_path: Path) -> None:
+    result = run("lmms-eval", tmp_path / "tasks")
+    assert result.exit_code == 0
+    written = [Path(line) for line in result.stdout.split()]
+    assert [folder.name for folder in written] == ["p4dprep_r4d_bench", "p4dprep_vlm4d", "p4dprep_vsti_bench"]
+    assert all((folder / f"{folder.name}.yaml").exists() and (folder / "utils.py").exists() for folder in written)
+    again = run("lmms-eval", tmp_path / "tasks")
+    assert isinstance(again.exception, RequestError)
+    assert "exists; remove it" in str(again.exception)
