@@ -18,14 +18,14 @@ TEACHER = "l4p:mini"
 BASELINE = "opencv-dis"
 TRAINING: dict[str, Any] = {
     "tune": "all",  # the student starts from random weights: there is no vision tower worth keeping
-    "max_steps": 40,
+    "max_steps": 160,
     "batch_size": 4,
     "micro_batch_size": 4,
     "learning_rate": 2e-3,
     "decoder_width": 256,
-    "log_steps": 4,
-    "save_steps": 20,
-    "picture_steps": 20,
+    "log_steps": 10,
+    "save_steps": 80,
+    "picture_steps": 80,
 }
 
 
@@ -61,7 +61,7 @@ def demo(
     _report(out, is_judged=bool(qa))
     _say(
         "l4p:mini is a network of 4.5 M parameters that a CPU trained on other worlds, not the paper's of 1.3 B "
-        "(teachers/l4p/mini/README.md). The student began with random weights and saw a few clips for a minute. Its "
+        "(teachers/l4p/mini/README.md). The student began with random weights and saw a few clips for minutes. Its "
         "answers are as good as guesses and its maps as a rough mean: this proves the plumbing, and says nothing about "
         "how good a student becomes."
     )
