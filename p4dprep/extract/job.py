@@ -20,6 +20,7 @@ from p4dprep.cache import ClipResult
 from p4dprep.errors import P4DError, RequestError, TeacherError
 from p4dprep.extract.plan import GroupPlan, JobPlan
 from p4dprep.extract.worker import UnitReport, UnitTask, Worker, WorkerConfig
+from p4dprep.storage import redact
 
 log = logging.getLogger(__name__)
 
@@ -174,9 +175,10 @@ class _GroupRun:
         if not slot.ready:
             self._setup_deaths += 1
             if self._setup_deaths >= MAX_DEATHS_IN_SETUP:
+                last_line = redact(str(error)).strip().splitlines()[-1][:300]
                 raise TeacherError(
                     f"workers of {self.progress.name} died {MAX_DEATHS_IN_SETUP} times in a row while loading the "
-                    "teacher; is there enough memory? (p4dprep doctor)"
+                    f"teacher; is there enough memory? (p4dprep doctor) Ray says: {last_line}"
                 ) from error
         for unit in lost:
             if unit.clips:
