@@ -137,7 +137,9 @@ class TrainingData(Dataset[TrainingSample]):
         self._features = vision_target(cache, config.features) if config.features is not None else None
         self._kept = None if self._features else kept_frames(cache, config.frame_size)
         read = [*self.targets.values(), *(shown for shown in (self._kept, self._features) if shown)]
-        self._groups = sorted({target.group for target in read}) or list(cache.groups())[:1]
+        # What samples are made of: a run is held to these.
+        self.groups = tuple(sorted({target.group for target in read}))
+        self._groups = list(self.groups or cache.groups()[:1])
         self.clip_of_row = self._join(cache, report)
         self.conversation_of_row = np.flatnonzero(self.clip_of_row != _LEFT_OUT)
         self.clip_of_row = self.clip_of_row[self.conversation_of_row]

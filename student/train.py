@@ -134,6 +134,8 @@ def _prepare(config: TrainConfig, *, writes: bool) -> _Prepared:
     cache = Cache.open(config.cache, config.storage_options or None)
     report = Report(on_problem=config.on_problem)
     data = _data(config, cache, report)
+    if config.distils and not (data.clip_of_row >= 0).any():
+        raise RequestError("no sample is of a clip with targets, so there is nothing to distil; use distill sft")
     order = BatchOrder(num_samples=len(data), batch_size=config.batch_size, seed=config.seed)
     num_steps = config.max_steps or config.epochs * order.num_steps
     if writes:
@@ -257,13 +259,12 @@ def _data(config: TrainConfig, cache: Cache, report: Report) -> TrainingData:
 
 def _identity(cache: Cache, data: TrainingData, student: Path, config: TrainConfig) -> dict[str, str]:
     """What a run is made of, by content: another place of the same things is the same run."""
-    groups = {target.group for target in data.targets.values()}
-    made = {f"cache group {name}": cache.group(name).fingerprint_digest for name in sorted(groups)}
+    made = {f"cache group {name}": cache.group(name).fingerprint_digest for name in data.groups}
     said = [Path(path) for path in config.qa]
     files = [file for path in said for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
     return {
         "student": weights_digest(student),
-        "student's settings": _digest_of_files(sorted(student.glob("*.json"))),
+        "student's settings": _digest_of_files(sorted([*student.glob("*.json"), *student.glob("*.jinja")])),
         "conversations": _digest_of_files(files),
         "samples": _digest_of_arrays(data.clip_of_row, data.conversation_of_row),
         **made,

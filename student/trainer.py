@@ -189,7 +189,7 @@ class DistillationTrainer(Trainer):
         batches = list(itertools.islice(epoch_iterator, num_batches))
         self._wait_seconds += time.perf_counter() - started
         counts = [sum(batch.num_labels for batch in batches), sum(batch.num_clips for batch in batches)]
-        totals: Tensor = self.accelerator.reduce(torch.tensor(counts, dtype=torch.float64, device=device), "sum")
+        totals: Tensor = self.accelerator.reduce(torch.tensor(counts, device=device), "sum")
         return batches, totals
 
     def _prepare_inputs(self, inputs: TrainingBatch) -> TrainingBatch:
@@ -236,11 +236,14 @@ class DistillationTrainer(Trainer):
         # One pass over the data, not the one pass over the run that transformers believes in.
         self.state.epoch = self.state.global_step / self.order.num_steps
         super().log(logs, start_time)
-        if not math.isfinite(logs["loss"]):
-            raise DivergedError(
-                f"the loss is {logs['loss']} at step {self.state.global_step}: lower learning_rate or raise "
-                "warmup_fraction, and go on from the last checkpoint with --resume"
-            )
+        # A checkpoint of this very step is written after this line, and must not keep weights that are no numbers.
+        found = {"loss": logs["loss"], "gradient": logs.get("grad_norm", 0.0)}
+        for name, value in found.items():
+            if not math.isfinite(value):
+                raise DivergedError(
+                    f"the {name} is {value} at step {self.state.global_step}: lower learning_rate or raise "
+                    "warmup_fraction, and train in another folder, since a run that is resumed keeps its settings"
+                )
 
     def _mean_terms(self, num_steps: int) -> dict[str, float]:
         names = ("sft", *self.distilled.term_names)
@@ -326,8 +329,10 @@ class MapPictures(TrainerCallback):
 
     def __init__(self, trainer: DistillationTrainer, run: Path, every: int) -> None:
         self.trainer, self.folder, self.every = trainer, run / run_folder.PICTURES, every
-        row = int(np.flatnonzero(trainer.data.clip_of_row >= 0)[0])
-        self._sample = trainer.data[SampleKey(0, row)]
+        rows = np.flatnonzero(trainer.data.clip_of_row >= 0).tolist()
+        read = ((row, trainer.data[SampleKey(0, row)]) for row in rows)
+        # In place of a clip that cannot be read comes the next sample, which may be a picture.
+        row, self._sample = next((row, sample) for row, sample in read if sample.clip_id is not None)
         frames, seconds = self._sample.sample.frames_thwc, self._sample.sample.time_seconds
         self._shown = trainer.data.frames(row) if frames is None or seconds is None else (frames, seconds)
         self._latents = trainer.distilled.p4d and trainer.distilled.p4d.config.latents

@@ -15,7 +15,7 @@ from p4dprep.errors import CorruptDataError, FingerprintMismatchError, RequestEr
 from student import run_folder
 from student.train import TrainReport, train
 from student.train_config import parse_config
-from student.trainer import DivergedError
+from student.trainer import DistillationTrainer, DivergedError
 from tests.student.train_run import request, untimed, write_world
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -181,6 +181,11 @@ class TestResume:
             run(other, copied, resume=True)
 
 
+def test_kept_frames_are_part_of_what_a_run_is(finished: Path) -> None:
+    """Other ones, or of another size, would go unnoticed otherwise."""
+    assert "cache group frames" in json.loads((finished / run_folder.IDENTITY).read_text())
+
+
 class TestRefused:
     @pytest.mark.parametrize(
         ("trainer", "message"),
@@ -213,6 +218,29 @@ class TestRefused:
             run(world, tmp_path / "run", learning_rate=1e30, warmup_fraction=0.0, max_grad_norm=0.0)
         assert "\n" not in str(caught.value)
         assert not [path for path in run_folder.checkpoints(tmp_path / "run") if run_folder.step_of(path) > 1]
+
+    def test_a_gradient_that_is_no_number_leaves_no_checkpoint(
+        self, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        step = DistillationTrainer.training_step
+
+        def spoilt(trainer: DistillationTrainer, *given: Any) -> torch.Tensor:
+            loss = step(trainer, *given)
+            next(each.grad for each in trainer.model.parameters() if each.grad is not None).fill_(torch.nan)
+            return loss
+
+        monkeypatch.setattr(DistillationTrainer, "training_step", spoilt)
+        with pytest.raises(DivergedError, match="the gradient is nan at step 1: lower learning_rate"):
+            run(world, tmp_path / "run", save_steps=1)
+        assert run_folder.checkpoints(tmp_path / "run") == []
+
+    def test_pictures_alone_have_nothing_to_distil(self, world: Path, tmp_path: Path) -> None:
+        talks = json.loads((world / "qa.json").read_text())
+        stills = tmp_path / "stills.json"
+        stills.write_text(json.dumps([talk for talk in talks if "image" in talk]))
+        with pytest.raises(RequestError, match="no sample is of a clip with targets, so there is nothing to distil"):
+            run(world, tmp_path / "run", qa=[str(stills)])
+        assert run(world, tmp_path / "sft", qa=[str(stills)], distill="sft", max_steps=1).num_samples == 2
 
     def test_a_layer_that_is_not_there(self, world: Path, tmp_path: Path) -> None:
         with pytest.raises(RequestError, match=r"distill_layer 9 does not exist; .* has 4 layers"):
