@@ -1,7 +1,8 @@
 """The truth of a world's clip as a teacher: exact depth, flow, motion, instances, rays and camera, no weights.
 
 A clip's id names its scene (`p4dprep worlds`); the scene is traced at the very times of the decoded frames. A clip
-whose pictures are not that scene's is refused, whatever its name.
+whose pictures are not that scene's is refused, whatever its name. With `?latents=6` the cache gets the same truth once
+more, as latents of 6 x 6 tokens a pair of frames (`teachers._truth_latents`).
 
 Shape suffixes: `b` batch, `t` frames, `h w` pixels, `c` channels.
 """
@@ -32,6 +33,7 @@ from p4dprep.worlds.render import render
 from p4dprep.worlds.scene import Scene
 from p4dprep.worlds.truth import RAY_GRID, truth
 from teachers._flow import DIRECTIONS, as_direction, flow_target
+from teachers._truth_latents import LATENTS_VERSION, latents, latents_spec, parse_grid
 
 CODE_VERSION = "1"
 
@@ -57,40 +59,44 @@ class TruthTeacher(Teacher):
         licence="Apache-2.0",
         argument="",
         downloads="nothing",
+        options={"latents": "rows, and as many columns, of a grid: the truth as latents too, for pairs of frames"},
     )
 
     resources = Resources(num_gpus=0)
 
-    def __init__(self) -> None:
+    def __init__(self, grid: int | None = None) -> None:
+        self._grid = grid
         self._is_ready = False
 
     @classmethod
     def from_spec(cls, argument: str, options: Mapping[str, str]) -> Self:
-        """Build from `truth`."""
+        """Build from `truth` or `truth?latents=ROWS`."""
         if argument:
             raise RequestError(f"teacher 'truth' takes no argument, not {argument!r}")
-        take_options("truth", options, {})
-        return cls()
+        return cls(parse_grid(take_options("truth", options, {"latents": ()})["latents"]))
 
     def resolved_spec(self) -> tuple[str, dict[str, str]]:
-        """No argument, no options."""
-        return "", {}
+        """No argument; the grid of latents, if there are any."""
+        return "", {} if self._grid is None else {"latents": str(self._grid)}
 
     def targets(self, frames: FrameGeometry) -> tuple[TargetSpec, ...]:
-        """Maps at the frames' size, and the camera.
+        """Maps at the frames' size, the camera, and latents if asked for.
 
         Raises:
-            RequestError: fewer than two frames have no flow; a padded picture shows the scene elsewhere.
+            RequestError: fewer than two frames have no flow; a padded picture shows the scene elsewhere; latents have
+                more cells than there are pixels.
         """
         if frames.resize != "squash":
             raise RequestError(
                 f"truth is that of pictures squashed to their size, not {frames.resize}; use --resize squash"
             )
-        return (*_maps(frames), *_camera(frames.num_frames))
+        found = (*_maps(frames), *_camera(frames.num_frames))
+        return found if self._grid is None else (*found, latents_spec(frames, self._grid))
 
     def fingerprint(self) -> dict[str, str]:
-        """Versions of the worlds and of this code."""
-        return {"worlds": worlds.VERSION, "code": CODE_VERSION}
+        """Versions of the worlds and of this code; with latents also their grid and version."""
+        own = {} if self._grid is None else {"latents": str(self._grid), "latents_code": LATENTS_VERSION}
+        return {"worlds": worlds.VERSION, "code": CODE_VERSION, **own}
 
     def setup(self, device: str) -> None:  # noqa: ARG002
         """Nothing to load."""
@@ -106,7 +112,8 @@ class TruthTeacher(Teacher):
         if not self._is_ready:
             raise TeacherError("truth: predict was called before setup or after close")
         rows = [
-            _clip_truth(*clip) for clip in zip(batch.clip_ids, batch.frames_bthwc, batch.time_seconds_bt, strict=True)
+            _clip_truth(*clip, self._grid)
+            for clip in zip(batch.clip_ids, batch.frames_bthwc, batch.time_seconds_bt, strict=True)
         ]
         return Predictions(
             clip_ids=batch.clip_ids, arrays={name: np.stack([row[name] for row in rows]) for name in rows[0]}
@@ -183,13 +190,14 @@ def _camera(num_frames: int) -> tuple[TargetSpec, ...]:
 
 
 def _clip_truth(
-    clip_id: str, frames_thwc: NDArray[np.uint8], seconds_t: NDArray[np.float64]
+    clip_id: str, frames_thwc: NDArray[np.uint8], seconds_t: NDArray[np.float64], grid: int | None
 ) -> dict[str, NDArray[np.generic]]:
     scene = _scene_of_clip(clip_id)
     _check_clock(scene, seconds_t)
     _check_pictures(scene, frames_thwc, seconds_t)
     num_frames, height, width, _ = frames_thwc.shape
     found = truth(scene, seconds_t, height, width)
+    own = {} if grid is None else {"latents": latents(scene, seconds_t, found, grid)}
     return {
         "depth": found.depth_thw,
         "flow": found.flow_thw2,
@@ -201,6 +209,7 @@ def _clip_truth(
         "camray": found.camray_tyx6,
         "pose": found.pose_t44.astype(np.float32),
         "intrinsics": np.tile(found.intrinsics_33.astype(np.float32), (num_frames, 1, 1)),
+        **own,
     }
 
 
