@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import tenacity
+
 from p4dprep.cache import Cache
 from p4dprep.errors import CacheError, FingerprintMismatchError, MissingDataError, RequestError
 from p4dprep.video import decoder_version
@@ -33,6 +35,8 @@ from student.targets import cached_targets
 
 _WINDOW_BATCHES = 32
 """Questions of similar length are looked for among so many batches, so that neighbours share the file cache."""
+
+_LOCK_POLL_SECONDS = 0.5
 
 _FREE_FIELDS = frozenset({"student", "versions"})
 """What may differ between the parts of one result: a name for the same weights, and the machines' software."""
@@ -97,12 +101,33 @@ class AnswerRequest:
         return self.out / f"answers-{number}-of-{count}.jsonl"
 
 
-def answer(request: AnswerRequest, on_progress: Progress = lambda *_: None) -> Result | None:
+@dataclass(frozen=True, kw_only=True)
+class Exam:
+    """A request that was found possible, and whose folder of results is claimed; no weights are in memory.
+
+    Attributes:
+        request: as asked.
+        benchmark, mode, questions: what is asked, and how.
+        source, cache: of whom, and what a rival reads.
+        identity: all that decides an answer, as identity.json holds it.
+    """
+
+    request: AnswerRequest
+    benchmark: Benchmark
+    mode: str
+    questions: Sequence[Question]
+    source: Source
+    cache: Cache | None
+    identity: Mapping[str, Any]
+
+
+def answer(request: AnswerRequest, on_progress: Progress = lambda *_: None, wait_seconds: float = 0) -> Result | None:
     """Ask what was not asked yet; then, unless only a shard was asked for, put all shards together.
 
     Args:
         request: what.
         on_progress: told how far it is.
+        wait_seconds: how long another process may still hold the answer file.
 
     Returns:
         The result, which is then also in result.json and table.md; None for a shard.
@@ -112,6 +137,13 @@ def answer(request: AnswerRequest, on_progress: Progress = lambda *_: None) -> R
         FingerprintMismatchError: `out` holds answers to another request; the message names what differs.
         CorruptDataError: an answer file or a cache is damaged.
     """
+    exam = begin(request)
+    _ask(exam, on_progress, wait_seconds)
+    return put_together(exam) if request.is_whole else None
+
+
+def begin(request: AnswerRequest) -> Exam:
+    """Look at all that was asked for, and claim the folder of results; raises as `answer` does."""
     benchmark = registry.find(request.bench)
     mode = request.mode or benchmark.modes[0]
     if mode not in benchmark.modes:
@@ -121,26 +153,55 @@ def answer(request: AnswerRequest, on_progress: Progress = lambda *_: None) -> R
     cache = source.open_cache(request.cache, request.storage_options)
     identity = _identity(request, benchmark, mode, questions, source, cache)
     _claim(request.out, identity)
+    return Exam(
+        request=request,
+        benchmark=benchmark,
+        mode=mode,
+        questions=questions,
+        source=source,
+        cache=cache,
+        identity=identity,
+    )
+
+
+def put_together(exam: Exam) -> Result:
+    """The result of all shards' answers, written to result.json and table.md.
+
+    Raises:
+        RequestError: a question was not answered.
+        CorruptDataError: an answer file is damaged.
+    """
+    result = make_result(exam.request.out, exam.benchmark, exam.questions, exam.identity)
+    write_result(exam.request.out, result, exam.benchmark)
+    return result
+
+
+def _ask(exam: Exam, on_progress: Progress, wait_seconds: float) -> None:
+    """Ask what the request's share still lacks, and append the answers to its file."""
+    request = exam.request
     number, count = request.shard or (0, 1)
-    with _appending(request.file) as (file, done):
-        elsewhere = _answered_elsewhere(request) if request.is_whole else set()
-        asked = [question for question in questions[number::count] if question.id not in elsewhere]
+    with _appending(request.file, wait_seconds) as (file, done):
+        elsewhere = _answered_elsewhere(request)
+        asked = [question for question in exam.questions[number::count] if question.id not in elsewhere]
         done &= {question.id for question in asked}
         on_progress(len(done), len(asked))
         batches = [batch for batch in plan(asked, request.batch_size) if any(each.id not in done for each in batch)]
-        if batches:
-            answerer = open_answerer(source, benchmark, mode, dtype=request.dtype, seed=request.seed, cache=cache)
-            reader = _reader(request, source, cache, asked)
-            asking = _Asking(benchmark, mode, request.seed, answerer, reader)
-            for lines in asking.all(batches, request.num_loaders):
-                _append(file, [line for line in lines if line["id"] not in done])
-                done |= {line["id"] for line in lines}
-                on_progress(len(done), len(asked))
-    if not request.is_whole:
-        return None
-    result = make_result(request.out, benchmark, questions, identity)
-    write_result(request.out, result, benchmark)
-    return result
+        for lines in _answers(exam, asked, batches) if batches else ():
+            _append(file, [line for line in lines if line["id"] not in done])
+            done |= {line["id"] for line in lines}
+            on_progress(len(done), len(asked))
+
+
+def _answers(
+    exam: Exam, asked: Sequence[Question], batches: Sequence[Sequence[Question]]
+) -> Iterator[list[dict[str, Any]]]:
+    """Load who answers, and give the lines of each batch."""
+    request, source = exam.request, exam.source
+    answerer = open_answerer(
+        source, exam.benchmark, exam.mode, dtype=request.dtype, seed=request.seed, cache=exam.cache
+    )
+    reader = _reader(request, source, exam.cache, asked)
+    yield from _Asking(exam.benchmark, exam.mode, request.seed, answerer, reader).all(batches, request.num_loaders)
 
 
 def _identity(
@@ -222,11 +283,17 @@ def _claim(out: Path, identity: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _appending(path: Path) -> Iterator[tuple[IO[bytes], set[str]]]:
+def _appending(path: Path, wait_seconds: float) -> Iterator[tuple[IO[bytes], set[str]]]:
     """An answer file to append to, held by this process alone, and the ids in it; a torn last line is cut off."""
+    patiently = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(OSError),
+        wait=tenacity.wait_fixed(_LOCK_POLL_SECONDS),
+        stop=tenacity.stop_after_delay(wait_seconds),
+        reraise=True,
+    )
     with open(path, "a+b") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            patiently(fcntl.flock, file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise RequestError(f"{path} is being written by another process; wait for it, or end it") from None
         file.seek(0)
@@ -247,14 +314,15 @@ def _append(file: IO[bytes], lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _answered_elsewhere(request: AnswerRequest) -> set[str]:
-    """Ids in the other shards' files.
+    """Ids in the files of shards that were cut otherwise; those of the same cut hold other questions.
 
     Raises:
-        RequestError: a shard is still being answered.
+        RequestError: such a shard is still being answered.
     """
     found: set[str] = set()
+    _, count = request.shard or (0, 1)
     for path in answer_files(request.out):
-        if path == request.file:
+        if path.name.endswith(f"-of-{count}.jsonl"):
             continue
         with open(path, "rb") as file:
             try:

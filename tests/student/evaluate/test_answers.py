@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,14 @@ def test_a_lost_shard_is_answered_when_the_others_are_put_together(bench: Path, 
     answered(ask(bench, tmp_path))
     assert len((tmp_path / "answers-0-of-1.jsonl").read_text().splitlines()) == NUM_QUESTIONS * 2 // 3
     assert (tmp_path / "result.json").read_bytes() == (whole / "result.json").read_bytes()
+
+
+def test_shards_cut_otherwise_ask_what_is_not_answered_yet(bench: Path, tmp_path: Path) -> None:
+    for shard in ((0, 3), (0, 2), (1, 2)):
+        answer(ask(bench, tmp_path, student="oracle", shard=shard))
+    answered(ask(bench, tmp_path, student="oracle"))
+    counts = {path.name: len(path.read_text().splitlines()) for path in tmp_path.glob("*.jsonl")}
+    assert counts == {"answers-0-of-3.jsonl": 4, "answers-0-of-2.jsonl": 4, "answers-1-of-2.jsonl": 4}
 
 
 @pytest.fixture(scope="module")
@@ -333,6 +342,19 @@ def test_two_processes_never_write_one_file_and_shards_are_put_together_when_all
             RequestError, match=r"answers-0-of-2\.jsonl is still being written; put the shards together"
         ):
             answer(ask(bench, tmp_path, student="oracle"))
+
+
+def test_an_answer_file_that_another_process_holds_is_waited_for_where_that_was_asked_for(
+    bench: Path, tmp_path: Path
+) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with open(tmp_path / "answers-0-of-1.jsonl", "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            waiting = pool.submit(answer, ask(bench, tmp_path, student="oracle"), wait_seconds=60)
+            assert wait([waiting], timeout=1).not_done
+        result = waiting.result(timeout=60)
+    assert result is not None
+    assert result.num_asked == NUM_QUESTIONS
 
 
 def test_a_folder_of_something_else_is_refused(bench: Path, tmp_path: Path) -> None:
