@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # torch and transformers take seconds that --help should not 
     from student.evaluate.result import Result
 
 MAX_REASONS = 3
+MACHINES = "Where it runs"
 
 
 def answers(
@@ -57,20 +58,31 @@ def answers(
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Answer every N-th question from I (0 to N-1), for N jobs.")
     ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that share the questions, by Ray.", rich_help_panel=MACHINES)
+    ] = 1,
+    gpus_per_worker: Annotated[
+        float | None,
+        typer.Option(min=0, help="GPUs of each.  [default: 1 where there are enough]", rich_help_panel=MACHINES),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to join, e.g. auto.", rich_help_panel=MACHINES)
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the official rule's guesses and of the intervals.")] = 0,
     storage_options: StorageOptions = None,
     json: JsonFlag = False,
 ) -> None:
     """Ask a benchmark's questions of a student, and score the replies as the benchmark does.
 
-    The same command goes on where it was interrupted. With --shard, N jobs share the questions; afterwards the same
-    command without it puts their answers together.
+    The same command goes on where it was interrupted. With --workers, Ray workers share the questions; DIR, RESULTS
+    and STUDENT then lie where every machine has them under the same path. With --shard, N jobs share them; afterwards
+    the same command without it puts their answers together.
 
     **Examples**
 
         p4dprep eval answers student-4d --bench r4d-bench --data R4D-Bench --out results/4d
 
-        p4dprep eval answers ORG/NAME --bench vlm4d --data VLM4D --out results/zero-shot --shard 0/8
+        p4dprep eval answers ORG/NAME --bench vlm4d --data VLM4D --out /shared/zero-shot --workers 8 --address auto
 
         p4dprep eval answers oracle --bench sti-bench --data STI-Bench --out results/oracle
     """
@@ -92,12 +104,24 @@ def answers(
         dtype=dtype,
         batch_size=batch_size,
         num_loaders=loaders,
-        shard=None if shard is None else _parse_shard(shard),
+        shard=None if shard is None else parse_shard(shard),
         seed=seed,
         storage_options=storage_options,
     )
+    result: Result | None
     with _answering() as on_progress:
-        result = answer(request, on_progress)
+        if workers == 1 and address is None:
+            result = answer(request, on_progress)
+        else:
+            from student.evaluate.workers import answer_with_workers
+
+            result = answer_with_workers(
+                request,
+                num_workers=workers,
+                address=address,
+                gpus_per_worker=gpus_per_worker,
+                on_progress=on_progress,
+            )
     if result is None:
         console.print(f"answered: {request.file}; without --shard all are put together", markup=False, highlight=False)
     elif json:
@@ -127,7 +151,7 @@ def compare(
         _show_comparison(comparison)
 
 
-def _parse_shard(text: str) -> tuple[int, int]:
+def parse_shard(text: str) -> tuple[int, int]:
     number, _, count = text.partition("/")
     if not (number.isdecimal() and count.isdecimal()):
         raise RequestError(f"--shard {text} is not I/N, such as 0/8")
@@ -136,7 +160,7 @@ def _parse_shard(text: str) -> tuple[int, int]:
 
 @contextmanager
 def _answering() -> Iterator[Callable[[int, int], None]]:
-    """A bar with the rate of this process and the time that is left."""
+    """A bar with the rate since it began and the time that is left."""
     with progress_bar() as bar:
         began: list[tuple[float, int, TaskID]] = []
 

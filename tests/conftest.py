@@ -22,6 +22,7 @@ NEEDS_RAY = (
     "tests/e2e/test_new_user.py",
     "tests/e2e/test_train_ray.py",
     "tests/p4dprep/extract/",
+    "tests/student/evaluate/test_workers.py",
     "tests/test_readme.py",
 )
 SHARED_VIDEOS = ROOT.parent / "shared" / "videos"

@@ -83,6 +83,10 @@ def test_a_comparison_says_how_many_could_not_be_asked(bench: Path, tmp_path: Pa
     ("more", "message"),
     [
         (("--shard", "2"), "--shard 2 is not I/N, such as 0/8"),
+        (
+            ("--shard", "0/2", "--workers", "2"),
+            "workers share all questions among them; leave --shard out, or --workers",
+        ),
         (("--frame-size", "big"), "size 'big' is not 224 or HEIGHTxWIDTH"),
         (("--mode", "odd"), "tiny has no mode 'odd'"),
     ],
