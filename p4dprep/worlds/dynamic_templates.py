@@ -386,3 +386,10 @@ DYNAMIC_TEMPLATES: tuple[Template, ...] = (
     *(_sa_speed, _sa_fastest, _sa_change, _sa_acceleration),
     *(_dp_lengths, _dp_farthest, _dp_camera),
 )
+
+PLAIN_DYNAMIC_TEMPLATES: tuple[Template, ...] = (
+    *(_r_steer, _c_regions, _c_total),
+    *(_t_world, _t_picture, _t_range, _fp_direction),
+    *(_sa_speed, _sa_fastest, _sa_change, _dp_lengths, _dp_farthest),
+)
+"""What is asked about plain worlds, whose balls neither spin nor bounce."""

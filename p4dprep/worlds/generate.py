@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from p4dprep.errors import RequestError
-from p4dprep.worlds.bodies import COLOURS, VEHICLES, build_body
+from p4dprep.worlds.bodies import VEHICLES, build_body
 from p4dprep.worlds.scene import (
+    PLAIN_SPLITS,
     SETTINGS,
     SPLITS,
     Body,
@@ -32,11 +33,10 @@ from p4dprep.worlds.scene import (
 )
 from p4dprep.worlds.stages import SCENERY, STAGES, Painter, Stage, near_colour
 
-MOTIONS = ("linear", "accelerate", "brake", "stop", "bounce", "turn", "spin")
-CAMERAS = ("stand", "pan", "walk", "shake")
 GRAVITY = 9.81
 
 _FPS = (6, 8, 10, 12, 15)
+_FULL_SETTINGS = tuple(setting for setting in SETTINGS if setting != "plain")
 _NUM_TRIES = 40
 _MIN_BODIES = 3
 _STILL_SHARE = 0.35
@@ -103,6 +103,7 @@ LAYOUTS: dict[Split, dict[str, Spots]] = {
     "test": {"grid": _grid, "corner": _corner},
     "hard": {"spiral": _spiral, "cluster": _cluster},
 }
+LAYOUTS |= {"plain_train": LAYOUTS["train"], "plain_test": LAYOUTS["test"]}
 
 
 def held_out(category: str, other: str) -> bool:
@@ -133,10 +134,10 @@ def make_scene(split: Split, seed: int, index: int) -> Scene:
     if seed < 0 or index < 0:
         raise RequestError(f"seed {seed} and index {index} of a world must not be negative")
     rng = np.random.default_rng([SPLITS.index(split), seed, index])
-    setting = SETTINGS[rng.integers(len(SETTINGS))]
+    setting: Setting = "plain" if split in PLAIN_SPLITS else _FULL_SETTINGS[rng.integers(len(_FULL_SETTINGS))]
     stage = STAGES[setting]
     seconds = _frame_seconds(rng)
-    camera = _camera(rng, setting, stage, seconds[-1])
+    camera = _camera(rng, stage, seconds[-1])
     layout = str(rng.choice(list(LAYOUTS[split])))
     paint = Painter(rng, split)
     return Scene(
@@ -151,7 +152,7 @@ def make_scene(split: Split, seed: int, index: int) -> Scene:
         sky=(near_colour(rng, (0.45, 0.65, 0.95)), near_colour(rng, (0.8, 0.87, 0.95))),
         far_metres=stage.far_metres,
         camera=camera,
-        effects=_effects(rng),
+        effects=_effects(rng) if stage.has_effects else Effects(),
         frame_seconds=tuple(seconds.tolist()),
         video_size=_VIDEO_SIZE,
         noise_seed=int(rng.integers(2**31)),
@@ -169,8 +170,8 @@ def _frame_seconds(rng: np.random.Generator) -> Floats:
     return ticks / 1000
 
 
-def _camera(rng: np.random.Generator, setting: Setting, stage: Stage, duration: float) -> Camera:
-    kind = str(rng.choice((*CAMERAS, "drive") if setting == "road" else CAMERAS))
+def _camera(rng: np.random.Generator, stage: Stage, duration: float) -> Camera:
+    kind = str(rng.choice(stage.cameras))
     heading = rng.uniform(-1.2, 1.2) if kind == "walk" else 0.0
     if kind == "walk" and rng.random() < 0.25:
         heading += np.pi
@@ -246,9 +247,10 @@ def _bodies(
     duration: float,
     paint: Painter,
 ) -> tuple[Body, ...]:
-    """Three to six bodies that start in view and never touch each other, the camera or a wall."""
+    """Bodies that start in view and never touch each other, the camera or a wall."""
     stage = STAGES[setting]
-    count = int(rng.integers(3, 7))
+    fewest, most = stage.num_bodies
+    count = int(rng.integers(fewest, most + 1))
     near, far = stage.region
     free = _Free(stage=stage, camera=camera, duration=duration)
     bodies: list[Body] = []
@@ -291,8 +293,10 @@ def _combination(rng: np.random.Generator, split: Split, stage: Stage) -> tuple[
     wants_held_out = split == "hard"
     while True:
         category = str(rng.choice(stage.categories))
-        motion = "still" if rng.random() < _STILL_SHARE else str(rng.choice(MOTIONS))
-        colour = str(rng.choice(list(COLOURS)))
+        motion = "still" if rng.random() < _STILL_SHARE else str(rng.choice(stage.motions))
+        colour = str(rng.choice(stage.colours))
+        if split in PLAIN_SPLITS:
+            return category, motion, colour
         if motion == "bounce" and category in VEHICLES:
             continue
         if (held_out(category, motion) or held_out(category, colour)) == wants_held_out:

@@ -5,6 +5,7 @@
     OUT/qa.json         training conversations as LLaVA has them, with the boxes of the regions they speak of
     OUT/test.json       the same questions in the layout of R4D-Bench
     OUT/timebench.json  how long is the video
+    OUT/grounding.json  of plain worlds: what is where in the pictures, for students made from nothing
     OUT/images/*.png    Set-of-Mark pictures of the questions' regions: SCENE_1-3.png has mark 1 on body 1, mark 2 on 3
     OUT/summary.json    counts; written last, so that it says that the lists are whole
 
@@ -19,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import pairwise, repeat
+from itertools import groupby, pairwise, repeat
 from typing import TextIO
 
 import numpy as np
@@ -29,6 +30,7 @@ from PIL import Image
 from p4dprep import worlds
 from p4dprep.errors import StorageError
 from p4dprep.storage import Store
+from p4dprep.worlds.grounding import Pair, describe_pictures, to_grounding
 from p4dprep.worlds.marks import draw_marks
 from p4dprep.worlds.questions import (
     CATEGORIES,
@@ -38,6 +40,7 @@ from p4dprep.worlds.questions import (
     Question,
     R4DRecord,
     balance,
+    to_lessons,
     to_llava,
     to_r4d,
     to_timebench,
@@ -75,10 +78,12 @@ class _Described:
     """One clip's part of the lists, as made by a process of the pool."""
 
     scene_id: str
+    duration_seconds: float
     manifest_line: str
     scene_line: str
     timebench: list[R4DRecord]
     queries: tuple[Query, ...]
+    pictures: tuple[Pair, ...]
     boxes: dict[int, FrameBox]
 
 
@@ -100,11 +105,13 @@ def write_lists(store: Store, recipe: Recipe, num_clips: int, pool: ProcessPoolE
     counts: Counter[Category] = Counter()
     try:
         with contextlib.ExitStack() as files:
-            lists = _Lists(store, files)
+            lists = _Lists(store, recipe.is_plain, files)
             for block in _blocks(num_clips):
                 described = list(pool.map(_describe, repeat(store.root), repeat(recipe), block, chunksize=4))
                 questions = balance((query for clip in described for query in clip.queries), recipe.seed)
-                lists.add(described, questions, _draw_images(store, questions))
+                # In plain worlds things go by their colours, and nothing is marked.
+                images = {} if recipe.is_plain else _draw_images(store, questions)
+                lists.add(described, questions, images)
                 counts.update(question.category for question in questions)
                 progress(block.stop, num_clips)
     except StorageError:
@@ -129,10 +136,12 @@ def _describe(root: str, recipe: Recipe, index: int) -> _Described:
     size_bytes = os.path.getsize(store.path(video_key(scene.id)))
     return _Described(
         scene_id=scene.id,
+        duration_seconds=scene.duration_seconds,
         manifest_line=_manifest_line(scene, size_bytes),
         scene_line=_scene_line(scene, recipe.video_size(scene), facts),
         timebench=to_timebench([scene], videos={scene.id: video_key(scene.id)}),
         queries=ask(scene, facts),
+        pictures=describe_pictures(scene, seconds) if recipe.is_plain else (),
         boxes=dict(_frame_boxes(facts, mask_hw.shape)),
     )
 
@@ -234,7 +243,7 @@ def _image_key(question: Question) -> str:
 class _Lists:
     """The five lists while they are written, to be replaced when `files` closes without an error."""
 
-    def __init__(self, store: Store, files: contextlib.ExitStack) -> None:
+    def __init__(self, store: Store, is_plain: bool, files: contextlib.ExitStack) -> None:
         def enter(name: str) -> TextIO:
             return files.enter_context(_replacing(store.path(name)))
 
@@ -242,13 +251,24 @@ class _Lists:
         self._qa, self._test, self._timebench = (
             files.enter_context(_array(enter(name))) for name in ("qa.json", "test.json", "timebench.json")
         )
+        self._grounding = files.enter_context(_array(enter("grounding.json"))) if is_plain else None
 
     def add(self, clips: Sequence[_Described], questions: Sequence[Question], som_images: dict[str, str]) -> None:
         """One block of clips, with their questions."""
         videos = {clip.scene_id: video_key(clip.scene_id) for clip in clips}
         self._manifest.writelines(f"{clip.manifest_line}\n" for clip in clips)
         self._scenes.writelines(f"{clip.scene_line}\n" for clip in clips)
-        self._qa.extend(to_llava(questions, videos=videos, boxes={clip.scene_id: clip.boxes for clip in clips}))
+        if self._grounding is not None:
+            seconds = {clip.scene_id: clip.duration_seconds for clip in clips}
+            self._qa.extend(to_lessons(questions, videos=videos, durations_seconds=seconds))
+            asked = {scene_id: list(same) for scene_id, same in groupby(questions, lambda each: each.scene_id)}
+            self._grounding.extend(
+                to_grounding(clip.scene_id, videos[clip.scene_id], clip.pictures, asked.get(clip.scene_id, []))
+                for clip in clips
+            )
+            questions = [question.named() for question in questions]
+        else:
+            self._qa.extend(to_llava(questions, videos=videos, boxes={clip.scene_id: clip.boxes for clip in clips}))
         self._test.extend(to_r4d(questions, videos=videos, som_images=som_images))
         self._timebench.extend(record for clip in clips for record in clip.timebench)
 

@@ -31,11 +31,15 @@ TASK_NAMES: dict[Category, str] = {
     "DP": "Displacement & Path Length",
 }
 TIMEBENCH_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+_TIME_TEXT = "How many seconds pass from the first frame of this video to its last?"
+_ANSWER_BY_LETTER = "Answer with only the letter of the correct option."
+_ANSWER_BY_WORDS = "Answer with a word or a short phrase."
 LETTERS = "ABCDE"
 
 MIN_RATIO = 1.3  # of two measures that are offered together
 _MIN_OFFSET_FRACTION = 0.35  # of the farther one's distance, between two points that are offered together
 _NUM_OPTIONS = (5, 4)  # wanted, and still good
+_MAX_TURNS = 4  # of a lesson; video tokens are shared, and answers still weigh alike
 _NUM_OPEN_GROUPS = 64  # that are searched for a place; bounds the time, not the result's balance
 
 
@@ -124,12 +128,14 @@ class Question:
         return LETTERS[self.answer_index]
 
     def named(self) -> "Question":
-        """The same question for those who see no marks: `the red ball` for `<obj_1>`."""
+        """The same question for those who see no marks: `the red ball` for `<obj_1>`, and no region left."""
         return replace(
             self,
             text=_with_names(self.text, self.names),
             options=tuple(_with_names(option, self.names) for option in self.options),
             answer=_with_names(self.answer, self.names),
+            regions=(),
+            names=(),
         )
 
 
@@ -304,10 +310,10 @@ def to_llava(
 
 def _conversation(question: Question, video: str, boxes: Mapping[int, FrameBox]) -> LlavaRecord:
     listed = "\n".join(f"({letter}) {option}" for letter, option in zip(LETTERS, question.options, strict=False))
-    asked = f"Options:\n{listed}\nAnswer with only the letter of the correct option."
+    asked = f"Options:\n{listed}\n{_ANSWER_BY_LETTER}"
     answer = question.letter
     if zlib.crc32(question.id.encode()) % 2:
-        asked, answer = "Answer with a word or a short phrase.", question.answer
+        asked, answer = _ANSWER_BY_WORDS, question.answer
     human, gpt = f"<video>\n{question.text}\n{asked}", answer
     record = LlavaRecord(
         id=question.id,
@@ -315,6 +321,72 @@ def _conversation(question: Question, video: str, boxes: Mapping[int, FrameBox])
         video=video,
     )
     return record | {"regions": [boxes[body] for body in question.regions]} if question.regions else record
+
+
+def to_lessons(
+    questions: Iterable[Question], *, videos: Mapping[str, str], durations_seconds: Mapping[str, float]
+) -> list[LlavaRecord]:
+    """Conversations of several turns for training on plain worlds, in the words of R4D-Bench's harness.
+
+    Things go by their names. No conversation asks twice of the same thing alone, so that no answer can be read off an
+    earlier one. Each scene is also asked how long it is: there, unlike in TimeBench, the truth is any of five values.
+
+    Args:
+        questions: what is asked, with their regions.
+        videos: scene id to path, of all scenes.
+        durations_seconds: scene id to seconds from the first frame to the last.
+    """
+    lessons: list[LlavaRecord] = []
+    by_scene = {scene_id: list(same) for scene_id, same in groupby(questions, lambda question: question.scene_id)}
+    for scene_id, video in videos.items():
+        rng = scene_rng(f"{scene_id} lessons")
+        asked = by_scene.get(scene_id, [])
+        talks = _talks([asked[number] for number in rng.permutation(len(asked))])
+        talks = [[*talks[0], _duration_question(scene_id, durations_seconds[scene_id], rng)], *talks[1:]]
+        for number, talk in enumerate(talks):
+            turns = [turn for question in talk for turn in _lesson(question.named())]
+            turns[0]["value"] = f"<video>\n{turns[0]['value']}"
+            lessons.append(LlavaRecord(id=f"{scene_id}-t{number}", conversations=turns, video=video))
+    return lessons
+
+
+def _talks(questions: Sequence[Question]) -> list[list[Question]]:
+    """The questions in runs that ask once of each thing and once of several; at least one run, maybe empty."""
+    talks: list[dict[int, Question]] = [{}]
+    for question in questions:
+        thing = question.regions[0] if len(question.regions) == 1 else -1
+        talk = next((talk for talk in talks if len(talk) < _MAX_TURNS and thing not in talk), None)
+        if talk is None:
+            talks.append(talk := {})
+        talk[thing] = question
+    return [list(talk.values()) for talk in talks]
+
+
+def _lesson(question: Question) -> tuple[Turn, Turn]:
+    """Asked in the harness's words; every second question open instead."""
+    listed = "\n".join(f"({letter}) {option}" for letter, option in zip(LETTERS, question.options, strict=False))
+    words, answer = f"Options:\n{listed}\n\n{_ANSWER_BY_LETTER}", question.letter
+    if zlib.crc32(question.id.encode()) % 2:
+        words, answer = _ANSWER_BY_WORDS, question.answer
+    return {"from": "human", "value": f"{question.text}\n\n{words}"}, {"from": "gpt", "value": answer}
+
+
+def _duration_question(scene_id: str, seconds: float, rng: np.random.Generator) -> Question:
+    rank, count = int(rng.integers(len(TIMEBENCH_FACTORS))), len(TIMEBENCH_FACTORS)
+    values = [f"{seconds * 2.0 ** (place - rank):.2f} seconds" for place in range(count)]
+    order = rng.permutation(count).tolist()
+    return Question(
+        id=f"{scene_id}-time",
+        scene_id=scene_id,
+        category="SA",
+        template="duration",
+        text=_TIME_TEXT,
+        regions=(),
+        names=(),
+        options=tuple(values[number] for number in order),
+        answer=values[rank],
+        answer_index=order.index(rank),
+    )
 
 
 def to_timebench(scenes: Iterable[Scene], *, videos: Mapping[str, str]) -> list[R4DRecord]:
@@ -329,7 +401,6 @@ def to_timebench(scenes: Iterable[Scene], *, videos: Mapping[str, str]) -> list[
 def _timebench(scene: Scene, video: str) -> R4DRecord:
     values = [f"{factor * scene.duration_seconds:.2f} seconds" for factor in TIMEBENCH_FACTORS]
     order = scene_rng(scene.id).permutation(len(values)).tolist()
-    text = "How many seconds pass from the first frame of this video to its last?"
     return R4DRecord(
         id=f"{scene.id}-time",
         benchmark="worlds",
@@ -337,8 +408,8 @@ def _timebench(scene: Scene, video: str) -> R4DRecord:
         video=video,
         source=video,
         som_image="",
-        question=text,
-        question_raw=text,
+        question=_TIME_TEXT,
+        question_raw=_TIME_TEXT,
         options=[values[number] for number in order],
         answer=values[TIMEBENCH_FACTORS.index(1.0)],
     )

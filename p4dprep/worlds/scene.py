@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 Vector = tuple[float, float, float]
 Floats = NDArray[np.float64]
 
-Split = Literal["train", "val", "test", "hard"]
-Setting = Literal["room", "road", "table", "landscape"]
+Split = Literal["train", "val", "test", "hard", "plain_train", "plain_test"]
+Setting = Literal["room", "road", "table", "landscape", "plain"]
 SHAPES = Literal["box", "sphere", "cylinder", "capsule", "room", "ground"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+PLAIN_SPLITS: tuple[Split, ...] = ("plain_train", "plain_test")
+"""Balls on a plane before a standing camera, asked about by their colours: what a student of a million parameters can
+learn in minutes."""
 SETTINGS: tuple[Setting, ...] = get_args(Setting)
 
 STILL_METRES_PER_SECOND = 0.0005
@@ -319,7 +322,7 @@ class Scene:
     Attributes:
         id: `SPLIT-SEED-INDEX`; the same id is the same scene everywhere.
         split: which split it belongs to.
-        setting: room, road, table or landscape.
+        setting: room, road, table, landscape or plain.
         layout: how the bodies were placed.
         bodies: things one may ask about, each with its own name; instance i + 1 is body i.
         scenery: what stands around, never moving.

@@ -5,9 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from p4dprep.worlds.bodies import build_body, shade_of, slab
+from p4dprep.worlds.bodies import COLOURS, build_body, shade_of, slab
 from p4dprep.worlds.scene import Body, Setting, Split, Texture, Vector
 from p4dprep.worlds.textures import FAMILIES
+
+MOTIONS = ("linear", "accelerate", "brake", "stop", "bounce", "turn", "spin")
+CAMERAS = ("stand", "pan", "walk", "shake")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,10 @@ class Stage:
         walls: distances of the walls behind, ahead and aside; None outdoors.
         far_metres: where sight ends.
         clearance: metres kept free around the camera.
+        num_bodies: fewest and most that are tried.
+        colours, motions: of bodies.
+        cameras: how it may be filmed.
+        has_effects: whether cameras add noise, blur and changing exposure.
     """
 
     categories: tuple[str, ...]
@@ -40,6 +47,11 @@ class Stage:
     walls: tuple[float, float, float] | None
     far_metres: float
     clearance: float
+    num_bodies: tuple[int, int] = (3, 6)
+    colours: tuple[str, ...] = tuple(COLOURS)
+    motions: tuple[str, ...] = MOTIONS
+    cameras: tuple[str, ...] = CAMERAS
+    has_effects: bool = True
 
 
 STAGES: dict[Setting, Stage] = {
@@ -70,6 +82,7 @@ STAGES: dict[Setting, Stage] = {
         walls=None,
         far_metres=60,
         clearance=2.2,
+        cameras=(*CAMERAS, "drive"),
     ),
     "table": Stage(
         categories=("cup", "can", "book", "toy", "marble", "bottle"),
@@ -98,6 +111,25 @@ STAGES: dict[Setting, Stage] = {
         walls=None,
         far_metres=60,
         clearance=1.2,
+    ),
+    "plain": Stage(
+        categories=("ball",),
+        region=(1.7, 4.2),
+        aside=0.42,
+        speed=(0.25, 1.2),
+        bounce=(0.2, 0.8),
+        camera_height=(1.3, 1.5),
+        camera_pitch=(-26, -22),
+        camera_speed=(0.0, 0.0),
+        camera_reach=0.0,
+        walls=None,
+        far_metres=30,
+        clearance=0.7,
+        num_bodies=(4, 4),
+        colours=("red", "green", "blue", "yellow", "purple", "white"),
+        motions=("linear", "accelerate", "brake", "stop", "turn"),
+        cameras=("stand",),
+        has_effects=False,
     ),
 }
 
@@ -182,6 +214,10 @@ def _landscape(rng: np.random.Generator, stage: Stage, paint: Painter) -> Iterat
         yield _tree(rng, (x, x * rng.uniform(-0.7, 0.7)), paint)
 
 
+def _plain(rng: np.random.Generator, _: Stage, paint: Painter) -> Iterator[Body]:
+    yield slab("ground", (0, 0, 0), (1, 1, 1), paint(near_colour(rng, (0.5, 0.47, 0.42), 0.04), 0.6, 0.15))
+
+
 def _tree(rng: np.random.Generator, spot: tuple[float, float], paint: Painter) -> Body:
     return build_body(rng, "tree", "", paint, at=spot)
 
@@ -191,4 +227,5 @@ SCENERY: dict[Setting, Callable[[np.random.Generator, Stage, Painter], Iterator[
     "road": _road,
     "table": _table,
     "landscape": _landscape,
+    "plain": _plain,
 }

@@ -177,3 +177,6 @@ STATIC_TEMPLATES: tuple[Template, ...] = (
     *(_dm_size, _dm_distance, _dm_camera),
     *(_sr_quadrant, _sr_heading, _sr_extreme),
 )
+
+PLAIN_STATIC_TEMPLATES: tuple[Template, ...] = (_dm_distance, _sr_quadrant, _sr_extreme)
+"""What is asked about plain worlds: nothing whose answer is a point in space."""

@@ -7,12 +7,15 @@ frame and stay in view, directions must lie well within their sector, speeds mus
 
 from collections.abc import Sequence
 
-from p4dprep.worlds.dynamic_templates import DYNAMIC_TEMPLATES
+from p4dprep.worlds.dynamic_templates import DYNAMIC_TEMPLATES, PLAIN_DYNAMIC_TEMPLATES
 from p4dprep.worlds.questions import Query
 from p4dprep.worlds.scene import Scene
-from p4dprep.worlds.static_templates import STATIC_TEMPLATES
+from p4dprep.worlds.static_templates import PLAIN_STATIC_TEMPLATES, STATIC_TEMPLATES
 from p4dprep.worlds.tracks import ObjectFacts
 from p4dprep.worlds.view import View
+
+_NOT_PLAIN = ("sa_speed_at", "dp_path")
+"""Asked about full worlds only: in plain ones there are numbers enough."""
 
 
 def ask(scene: Scene, facts: Sequence[ObjectFacts]) -> tuple[Query, ...]:
@@ -25,4 +28,7 @@ def ask(scene: Scene, facts: Sequence[ObjectFacts]) -> tuple[Query, ...]:
     if not scene.bodies:
         return ()
     view = View(scene, facts)
+    if scene.setting == "plain":
+        templates = (*PLAIN_STATIC_TEMPLATES, *PLAIN_DYNAMIC_TEMPLATES)
+        return tuple(query for template in templates for query in template(view) if query.template not in _NOT_PLAIN)
     return tuple(query for template in (*STATIC_TEMPLATES, *DYNAMIC_TEMPLATES) for query in template(view))

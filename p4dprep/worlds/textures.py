@@ -109,6 +109,7 @@ FAMILIES: dict[Split, tuple[str, ...]] = {
     "test": ("dots", "weave", "patches"),
     "hard": ("zigzag", "diamonds"),
 }
+FAMILIES |= {"plain_train": FAMILIES["train"], "plain_test": FAMILIES["test"]}
 
 
 def colours(texture: Texture, points_3n: Array, footprint_n: Array) -> Array:

@@ -37,7 +37,7 @@ from p4dprep.errors import P4DError, RequestError
 from p4dprep.storage import Store
 from p4dprep.worlds.generate import make_scene
 from p4dprep.worlds.render import render, trace
-from p4dprep.worlds.scene import SPLITS, Floats, Scene, Split
+from p4dprep.worlds.scene import PLAIN_SPLITS, SPLITS, Floats, Scene, Split
 
 TIME_BASE = Fraction(1, 90_000)
 """Ticks of the videos; every common frame rate and every millisecond is a whole number of them."""
@@ -71,7 +71,7 @@ class Recipe:
     """Which worlds a folder holds.
 
     Attributes:
-        split: `train`, `val`, `test` or `hard`.
+        split: one of `SPLITS`.
         seed: another seed gives other scenes.
         size: height and width of the videos in pixels, even; None takes each scene's own.
     """
@@ -87,6 +87,11 @@ class Recipe:
             raise RequestError(f"seed is {self.seed}; it must not be negative")
         if self.size is not None and not all(32 <= side <= 4096 and side % 2 == 0 for side in self.size):
             raise RequestError(f"size is {self.size[0]}x{self.size[1]}; both sides must be even, from 32 to 4096")
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the worlds are plain ones, whose things go by their colours."""
+        return self.split in PLAIN_SPLITS
 
     def scene(self, index: int) -> Scene:
         """Scene number `index`."""

@@ -1,0 +1,167 @@
+"""Plain worlds: balls on a plane, asked about by colour; lessons that give nothing away; what is where in pictures."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from p4dprep.storage import Store
+from p4dprep.worlds.generate import make_scene, scene_of
+from p4dprep.worlds.grounding import describe_pictures
+from p4dprep.worlds.lists import write_lists
+from p4dprep.worlds.questions import LETTERS, Query, Question, balance, to_lessons
+from p4dprep.worlds.render import trace
+from p4dprep.worlds.scene import PLAIN_SPLITS, Scene
+from p4dprep.worlds.stages import STAGES
+from p4dprep.worlds.templates import ask
+from p4dprep.worlds.write import Recipe, presentation_seconds, process_pool, render_clips, video_key
+from student.evaluate.worlds import Worlds
+from tests.p4dprep.worlds.guesser import accuracy, chance, learned
+from tests.p4dprep.worlds.stages import facts_of
+
+NUM_SCENES, NUM_CLIPS = 120, 4
+RECIPE = Recipe(split="plain_test", seed=5, size=(48, 48))
+
+
+def corpus(split: str, num_scenes: int, seed: int) -> list[Query]:
+    scenes = [make_scene(split, seed, index) for index in range(num_scenes)]  # type: ignore[arg-type]
+    return [query for scene in scenes for query in ask(scene, facts_of(scene, num_times=5))]
+
+
+@pytest.fixture(scope="module")
+def questions() -> tuple[Question, ...]:
+    return balance(corpus("plain_train", NUM_SCENES, seed=3), seed=0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("plain")
+    with process_pool(2) as pool:
+        store = Store(str(place))
+        render_clips(store, RECIPE, range(NUM_CLIPS), pool, lambda *_: None)
+        write_lists(store, RECIPE, NUM_CLIPS, pool, lambda *_: None)
+    return place
+
+
+@pytest.mark.parametrize("split", PLAIN_SPLITS)
+def test_balls_of_different_colours_lie_before_a_standing_camera(split: str) -> None:
+    for index in range(30):
+        scene = make_scene(split, 0, index)  # type: ignore[arg-type]
+        assert scene == scene_of(scene.id)
+        assert (scene.setting, scene.camera.kind, scene.effects.noise) == ("plain", "stand", 0.0)
+        colours = [body.colour for body in scene.bodies]
+        assert 3 <= len(set(colours)) == len(colours) <= 4
+        assert set(colours) <= set(STAGES["plain"].colours)
+        assert {body.category for body in scene.bodies} == {"ball"}
+        pose = scene.camera.world_to_camera(np.array(scene.frame_seconds))
+        assert np.ptp(pose, axis=0).max() == 0
+
+
+def test_every_kind_of_question_but_grounding_in_space_is_asked(questions: tuple[Question, ...]) -> None:
+    assert {question.category for question in questions} == {"DM", "SR", "R", "C", "T", "FP", "SA", "DP"}
+    assert all(re.fullmatch(r"(red|green|blue|yellow|purple|white) object", n) for q in questions for n in q.names)
+
+
+def test_whoever_reads_the_names_only_guesses(questions: tuple[Question, ...]) -> None:
+    asked = [question.named() for question in balance(corpus("plain_test", NUM_SCENES, seed=4), seed=1)]
+    seen = [question.named() for question in questions]
+    assert accuracy(learned(seen), asked) <= chance(asked) + 0.03
+
+
+def lessons_of(questions: tuple[Question, ...]) -> list[dict[str, object]]:
+    ids = dict.fromkeys(question.scene_id for question in questions)
+    records = to_lessons(
+        questions, videos={name: f"{name}.mp4" for name in ids}, durations_seconds=dict.fromkeys(ids, 2.0)
+    )
+    return [dict(record) for record in records]
+
+
+def pairs(record: Mapping[str, object]) -> list[tuple[str, str]]:
+    turns = [turn["value"] for turn in record["conversations"]]  # type: ignore[attr-defined]
+    return list(zip(turns[::2], turns[1::2], strict=True))
+
+
+def test_lessons_hold_every_question_once_in_the_harness_words(questions: tuple[Question, ...]) -> None:
+    asked = [pair for record in lessons_of(questions) for pair in pairs(record)]
+    said = Counter(pair for pair in asked if "How many seconds pass" not in pair[0])
+    by_text = Counter()  # type: ignore[var-annotated]
+    for (text, answer), count in said.items():
+        asked, _, rest = text.removeprefix("<video>\n").partition("\n\n")
+        assert "<obj_" not in text
+        if answer in LETTERS:
+            options = dict(re.findall(r"\((\w)\) (.*)", rest))
+            assert rest.endswith("\n\nAnswer with only the letter of the correct option.")
+            by_text[asked, options[answer]] += count
+        else:
+            assert rest == "Answer with a word or a short phrase."
+            by_text[asked, answer] += count
+    assert by_text == Counter((q.named().text, q.named().answer) for q in questions)
+
+
+def test_no_lesson_asks_twice_of_one_thing_alone(questions: tuple[Question, ...]) -> None:
+    for record in lessons_of(questions):
+        assert len(pairs(record)) <= 5
+        named = [set(re.findall(r"the (\w+) object", text.partition("\n\n")[0])) for text, _ in pairs(record)]
+        alone = [min(names) for names in named if len(names) == 1]
+        assert len(alone) == len(set(alone))
+
+
+def test_a_lessons_duration_may_be_any_of_the_five_options(questions: tuple[Question, ...]) -> None:
+    ranks = Counter[int]()
+    for record in lessons_of(questions):
+        for text, answer in pairs(record):
+            if "How many seconds pass" in text and answer in LETTERS:
+                options = dict(re.findall(r"\((\w)\) ([\d.]+) seconds", text))
+                assert float(options[answer]) == 2.0
+                ranks[sorted(map(float, options.values())).index(2.0)] += 1
+    assert set(ranks) == set(range(5))
+
+
+def crossing() -> Scene:
+    return next(scene for scene in (make_scene("plain_test", 2, n) for n in range(50)) if len(scene.bodies) == 4)
+
+
+def test_pictures_are_described_as_they_are() -> None:
+    scene = crossing()
+    seconds = presentation_seconds(scene)
+    said = dict(describe_pictures(scene, seconds))
+    for moment, at in (("first", 0), ("last", -1)):
+        seen = trace(scene, seconds[[at]], 96, 96).instances_thw[0]
+        centres = {
+            f"{body.colour} object": np.argwhere(seen == number + 1).mean(0)
+            for number, body in enumerate(scene.bodies)
+            if (seen == number + 1).sum() > 20
+        }
+        listed = said[f"What does the {moment} frame show, from left to right?"].split(", ")
+        drawn = sorted(centres, key=lambda name: centres[name][1])
+        assert [name for name in listed if name in centres] == [name for name in drawn if name in listed]
+        for name, (row, column) in centres.items():
+            where = said.get(f"Where in the {moment} frame is the {name}?")
+            if where:
+                found = [int(number) for number in re.findall(r"\d+", where)]
+                assert np.allclose(found, [column / 9.6 - 0.5, row / 9.6 - 0.5], atol=1.3)
+
+
+def test_nothing_of_motion_depth_or_time_is_in_the_grounding(folder: Path) -> None:
+    records = json.loads((folder / "grounding.json").read_text())
+    assert [record["video"] for record in records] == [video_key(RECIPE.scene_id(n)) for n in range(NUM_CLIPS)]
+    truths = {(r["question"], r["answer"]) for r in json.loads((folder / "test.json").read_text())}
+    for text, _ in (pair for record in records for pair in pairs(record)):
+        assert re.match(r"(<video>\n)?(What does|Where in|Which is farthest to the|Which option reads)", text)
+    assert truths
+
+
+def test_test_json_names_things_and_is_asked_without_marks(folder: Path) -> None:
+    records = json.loads((folder / "test.json").read_text())
+    assert records
+    assert all(not record["som_image"] and "<obj_" not in record["question"] for record in records)
+    assert not (folder / "images").exists()
+    asked = Worlds().read(folder, "official")
+    assert len(asked) == len(records)
+    lessons = json.loads((folder / "qa.json").read_text())
+    words = {text.removeprefix("<video>\n") for record in lessons for text, _ in pairs(record)}
+    assert any(question.prompt in words for question in asked)  # those that the lessons ask for a letter
