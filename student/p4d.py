@@ -26,6 +26,8 @@ from student.targets import CachedTarget, TargetBatch, cached_targets, load_head
 _LIGHT_CHANNELS = 64
 _LATENTLESS_CHANNELS = 256
 _LATENTLESS_SIDE = 16
+_LIGHT_SIDE = 24
+"""Most rows and columns of a map that a light head is taught: it draws no edges, so more would cost time in vain."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +80,7 @@ class PerceptionDecoder(nn.Module):
 
 
 class LightHead(nn.Module):
-    """A small trainable head, for a map whose teacher left no frozen one; its numbers are no teacher's.
+    """A small trainable head, where the teacher left no frozen one or none is wanted; its numbers are no teacher's.
 
     Two convolutions on the grid of tokens, then trilinear up-sampling: it can say what lies where, not draw edges.
 
@@ -98,12 +100,19 @@ class LightHead(nn.Module):
         self.smooth = nn.Conv3d(_LIGHT_CHANNELS, _LIGHT_CHANNELS, 3, padding=1)
         self.predict = nn.Conv3d(_LIGHT_CHANNELS, out_channels, 1)
 
-    def forward(self, taps: Sequence[Tensor]) -> Tensor:
-        """Taps (b, n, c) to a map (b, out_channels, t, y, x), as `p4dprep.heads.DPTHead`."""
+    @property
+    def coarse_grid(self) -> Triple:
+        """Frames, rows and columns of the map that is compared with the teacher's in training."""
+        frames, rows, columns = self.output_grid
+        return frames, min(rows, _LIGHT_SIDE), min(columns, _LIGHT_SIDE)
+
+    def forward(self, taps: Sequence[Tensor], *, coarse: bool = False) -> Tensor:
+        """Taps (b, n, c) to a map (b, out_channels, t, y, x), as `p4dprep.heads.DPTHead`; or on the coarse grid."""
         values = torch.cat(tuple(taps), dim=-1).transpose(1, 2)
         values = values.reshape(*values.shape[:2], *self.grid)
         values = functional.gelu(self.smooth(functional.gelu(self.mix(values))))
-        values = functional.interpolate(_at_least_float32(self.predict(values)), self.output_grid, mode="trilinear")
+        grid = self.coarse_grid if coarse else self.output_grid
+        values = functional.interpolate(_at_least_float32(self.predict(values)), grid, mode="trilinear")
         return values.exp() if self.activation == "exp" else values
 
 
@@ -245,7 +254,8 @@ class P4D(nn.Module):
         frames, rows, columns, channels = _map_shape(target)
         grid = (frames, rows, columns)
         latents = self.targets.get(self.config.latents or "")
-        if latents is None or latents.group != target.group or not target.has_head:
+        has_head = latents is not None and latents.group == target.group and target.has_head
+        if self.config.heads == "light" or not has_head:
             activation: Literal["exp", "none"] = "exp" if target.spec.quantity == "metric depth" else "none"
             light = LightHead(self.shape, channels, grid, activation)
             self.light_heads[target.array] = light.requires_grad_(self.config.learns(term))
@@ -275,11 +285,18 @@ class P4D(nn.Module):
         tokens = [found for row in rows if (found := video_tokens[row]) is not None]
         if len(tokens) != len(rows):
             raise ValueError(f"{targets}: some of rows {rows} have targets but no video")
-        prediction = self.predict(hidden_bsc[rows], tokens)
+        prediction = self.predict(hidden_bsc[rows], tokens, coarse=True)
         return self.compare(prediction, targets)
 
-    def predict(self, hidden_bsc: Tensor, video_tokens: Sequence[VideoTokens]) -> P4DPrediction:
+    def predict(
+        self, hidden_bsc: Tensor, video_tokens: Sequence[VideoTokens], *, coarse: bool = False
+    ) -> P4DPrediction:
         """The student's latents and maps; gradients flow only into what is learnt from.
+
+        Args:
+            hidden_bsc: hidden states of the distilled layer, of samples with a video.
+            video_tokens: one per sample.
+            coarse: leave the maps of light heads on the coarse grid, on which they are taught.
 
         Raises:
             RequestError: the student sees other frames than the teacher did.
@@ -289,14 +306,18 @@ class P4D(nn.Module):
                 raise RequestError(f"the student sees {tokens.num_frames} frames of a clip of {self.num_frames}")
         with torch.set_grad_enabled(self._learns_any and torch.is_grad_enabled()):
             latents = self.decoder(rearrange(hidden_bsc, video_tokens, self.shape.grid))
-        maps = {term.target: self._map(term, latents) for term in self.config.terms}
+        maps = {term.target: self._map(term, latents, coarse) for term in self.config.terms}
         return P4DPrediction(latents_bktyxc=latents, maps=maps)
 
-    def _map(self, term: ExplicitTerm, latents_bktyxc: Tensor) -> Tensor:
-        is_frozen = term.target in self.frozen_heads
-        head = (self.frozen_heads if is_frozen else self.light_heads)[term.target]
+    def _map(self, term: ExplicitTerm, latents_bktyxc: Tensor, coarse: bool) -> Tensor:
+        taps = list(latents_bktyxc.flatten(2, 4).unbind(1))
         with torch.set_grad_enabled(self.config.learns(term) and torch.is_grad_enabled()):
-            values: Tensor = head(list(latents_bktyxc.flatten(2, 4).unbind(1)))
+            is_frozen = term.target in self.frozen_heads
+            values: Tensor = (
+                self.frozen_heads[term.target](taps)
+                if is_frozen
+                else self.light_heads[term.target](taps, coarse=coarse)
+            )
         return values.movedim(1, -1)
 
     def compare(self, prediction: P4DPrediction, targets: TargetBatch) -> P4DLosses:
@@ -316,7 +337,21 @@ class P4D(nn.Module):
     def _explicit(self, term: ExplicitTerm, prediction: P4DPrediction, targets: TargetBatch) -> Tensor:
         predicted = prediction.maps[term.target]
         target = targets.arrays[term.target].to(predicted)
-        return map_loss(predicted, target.reshape(predicted.shape), self.losses[term.target])
+        target = target.reshape(*target.shape[:4], predicted.shape[-1])
+        return map_loss(predicted, shrunk(target, predicted.shape[2:4]), self.losses[term.target])
+
+
+def shrunk(values_btyxc: Tensor, size: Sequence[int]) -> Tensor:
+    """A map averaged over the cells of a coarser grid of `size` rows and columns; NaN only where a whole cell is."""
+    if tuple(values_btyxc.shape[2:4]) == tuple(size):
+        return values_btyxc
+    valid = values_btyxc.isfinite()
+    sums, shares = (
+        functional.adaptive_avg_pool2d(each.flatten(0, 1).movedim(-1, 1), (size[0], size[1]))
+        for each in (values_btyxc.where(valid, 0.0), valid.to(values_btyxc))
+    )
+    means = (sums / shares).movedim(1, -1)
+    return means.reshape(*values_btyxc.shape[:2], *means.shape[1:])
 
 
 def _map_shape(target: CachedTarget) -> tuple[int, int, int, int]:

@@ -11,6 +11,8 @@ from student.losses import Loss
 from student.targets import CachedTarget, cached_targets
 
 Modality = Literal["depth", "flow", "motion", "camray"]
+Heads = Literal["frozen", "light"]
+"""What predicts the maps: the teacher's own heads (paper Sec. 4.1), or small ones that learn with the student."""
 
 PAPER_WEIGHTS: Mapping[Modality, float] = {"depth": 1.0, "flow": 0.1, "motion": 0.05, "camray": 0.05}
 """lambda_m of Sec. A1.3. Maps differ about 100x in scale, so equal weights would let flow dominate."""
@@ -61,6 +63,7 @@ class P4DConfig:
         latent_weight: of L_LD; raising it ties the student closer to the teacher's features.
         explicit_weight: of L_ED; raising it ties the student closer to the teacher's maps.
         hidden_channels: width of the perception decoder.
+        heads: `light` ones take a small part of the time of frozen ones; their maps are coarse.
     """
 
     latents: str | None
@@ -68,6 +71,7 @@ class P4DConfig:
     latent_weight: float = 0.5
     explicit_weight: float = 0.1
     hidden_channels: int = 2560
+    heads: Heads = "frozen"
 
     def __post_init__(self) -> None:
         if min(self.latent_weight, self.explicit_weight) < 0 or self.hidden_channels < 1:

@@ -237,6 +237,7 @@ def p4d_config(config: TrainConfig, cache: Cache) -> P4DConfig:
         latent_weight=config.latent_weight if planned.learns_latents else 0.0,
         explicit_weight=config.explicit_weight,
         hidden_channels=config.decoder_width,
+        heads=config.heads,
     )
 
 

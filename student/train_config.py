@@ -10,6 +10,7 @@ from p4dprep.storage import redact
 from student.conversations import OnProblem
 from student.cues import TimeCue
 from student.losses import Loss
+from student.p4d_config import Heads
 from student.regions import RegionPrompt
 from student.rivals import Strategy
 from student.tuning import Tuning
@@ -33,6 +34,8 @@ class TrainConfig(BaseModel):
         losses: loss of single arrays, in place of their quantity's default.
         latent_weight: of L_LD; raising it ties the student closer to the teacher's features.
         explicit_weight: of L_ED; raising it ties the student closer to the teacher's maps.
+        heads: `frozen` are the teacher's own where the cache keeps them, as in the paper; `light` trains small ones in
+            their place, for a student that is smaller than the teacher's heads.
         decoder_width: of the perception decoder's hidden layers.
         distill_layer: LLM layer whose output is distilled, from 1; None is the last, as in the paper. A middle one
             leaves later layers to read what was learnt.
@@ -82,6 +85,7 @@ class TrainConfig(BaseModel):
     losses: dict[str, Loss] = Field(default_factory=dict)
     latent_weight: float = Field(default=0.5, ge=0)
     explicit_weight: float = Field(default=0.1, ge=0)
+    heads: Heads = "frozen"
     decoder_width: int = Field(default=2560, ge=1)
     distill_layer: int | None = Field(default=None, ge=1)
     strategy: Strategy = "p4d"

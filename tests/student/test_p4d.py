@@ -13,7 +13,7 @@ from p4dprep.cache import Cache
 from p4dprep.errors import CorruptDataError, RequestError
 from p4dprep.heads import DPTHead
 from student.losses import latent_losses, map_loss
-from student.p4d import P4D, LatentShape, PerceptionDecoder, rearrange
+from student.p4d import P4D, LatentShape, LightHead, PerceptionDecoder, rearrange, shrunk
 from student.p4d_config import PAPER_WEIGHTS, ExplicitTerm, P4DConfig, plan
 from student.samples import VideoTokens
 from student.targets import TargetBatch, flip_x, load_head, stack_targets
@@ -262,7 +262,9 @@ class TestSwitches:
         losses = p4d(hidden, [video_tokens()] * 2, batch_of(cache, config))
         losses.total.backward()
         assert set(losses.log()) == {"ed/any_depth", "ed/dis_flow", "ed/truth_motion"}
-        assert all(p.grad is not None and (p.grad != 0).any() for p in p4d.parameters())
+        unmoved = [name for name, p in p4d.named_parameters() if p.grad is None or not (p.grad != 0).any()]
+        # A shift changes nothing of a disparity's loss, so what its bias gets is rounding, or nothing.
+        assert set(unmoved) <= {"light_heads.any_depth.predict.bias"}
 
     def test_light_heads_learn_a_map(self, tmp_path: Path) -> None:
         cache = p4d_cache.build(tmp_path, {"metric": (p4d_cache.DEPTH,)})
@@ -281,6 +283,31 @@ class TestSwitches:
             optimizer.step()
             history.append(losses.log()["ed/metric_depth"])
         assert history[-1] < 0.5 * history[0]
+
+    def test_light_heads_stand_in_for_frozen_ones_where_they_are_asked_for(self, cache: Cache) -> None:
+        config = dataclasses.replace(plan(cache), heads="light")
+        torch.manual_seed(0)
+        p4d, hidden = p4d_of(cache, config), hidden_states()
+        assert (set(p4d.light_heads), set(p4d.frozen_heads)) == (set(NAMES), set())
+        losses = p4d(hidden, [video_tokens()] * 2, batch_of(cache, config))
+        losses.total.backward()
+        assert set(losses.explicit) == set(NAMES)
+        assert all(p.grad is not None and (p.grad != 0).any() for p in p4d.light_heads.parameters())
+
+    def test_a_light_head_is_taught_on_a_coarse_grid_and_shown_at_full_size(self) -> None:
+        head = LightHead(LatentShape(num_taps=1, grid=(2, 3, 3), channels=5), 2, (4, 96, 60), "none")
+        taps = [torch.randn(1, 18, 5)]
+        assert head(taps).shape == (1, 2, 4, 96, 60)
+        assert head(taps, coarse=True).shape == (1, 2, 4, 24, 24)
+
+    def test_a_map_is_shrunk_to_the_mean_of_what_is_valid(self) -> None:
+        values = torch.tensor([[1.0, 3.0], [torch.nan, 5.0]]).repeat_interleave(2, 1)[None, None, :, :, None]
+        values[..., 1, :2, :] = torch.nan
+        small = shrunk(values, (2, 2))
+        assert torch.equal(small[0, 0, :, :, 0].isnan(), torch.tensor([[False, False], [True, False]]))
+        assert small[0, 0, 0, :, 0].tolist() == [1.0, 3.0]
+        assert shrunk(values, (1, 1)).item() == pytest.approx((1 + 1 + 3 + 3 + 5 + 5) / 6)
+        assert shrunk(values, (2, 4)) is values
 
     def test_a_metric_loss_on_a_disparity_is_refused(self, cache: Cache) -> None:
         term = ExplicitTerm(target="any_depth", weight=1.0, loss="smooth_l1")
