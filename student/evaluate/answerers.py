@@ -16,6 +16,7 @@ from student import run_folder
 from student.backbones import Backbone, load, load_adapter
 from student.backbones.loading import student_folder, time_cue_of, weights_digest
 from student.cues import TimeCue, cued
+from student.data import kept_frames
 from student.distilled import TrainingBatch
 from student.evaluate.benchmark import Benchmark, Question
 from student.evaluate.common import LETTERS
@@ -100,11 +101,13 @@ class Source:
         if self.config.frame_size is not None:
             return FramePolicy(num_frames=num_frames, frame_size=self.config.frame_size)
         try:
-            seen = Cache.open(self.config.cache, self.config.storage_options or None).sampling
+            cache = Cache.open(self.config.cache, self.config.storage_options or None)
         except Exception as error:
             raise RequestError(f"{self.name} was trained on frames of its cache's size, and {self.config.cache} cannot "
                                f"be opened to tell it; say --frame-size HEIGHTxWIDTH ({error})") from None  # fmt: skip
-        return FramePolicy(num_frames=num_frames, frame_size=(seen.height, seen.width), resize=seen.resize)
+        seen, kept = cache.sampling, None if self.config.features else kept_frames(cache, None)
+        size = (seen.height, seen.width) if kept is None else kept.spec.shape[1:3]
+        return FramePolicy(num_frames=num_frames, frame_size=(size[0], size[1]), resize=seen.resize)
 
 
 def find_source(

@@ -15,7 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from p4dprep.cache import Cache
 from p4dprep.errors import CorruptDataError, FingerprintMismatchError, RequestError, VideoError
+from p4dprep.targets import RGB_DIMS, TargetSpec
 from p4dprep.video import Decoder
 from student import run_folder
 from student.backbones import FAMILIES
@@ -28,7 +30,7 @@ from student.evaluate.result import Result, read_answers
 from student.train import train
 from student.train_config import parse_config
 from tests.student.evaluate.tiny_bench import TinyBench, write_bench
-from tests.student.p4d_cache import T
+from tests.student.p4d_cache import SAMPLING, T
 from tests.student.tiny_students import WRITERS
 from tests.student.train_run import request as train_request
 from tests.student.train_run import write_world
@@ -477,3 +479,13 @@ def test_a_run_whose_cache_is_gone_asks_for_the_frames_size(rival: Path, tmp_pat
     with pytest.raises(RequestError, match=r"was trained on frames of its cache's size, and .* say --frame-size"):
         source.frame_policy(T, None)
     assert str(source.frame_policy(T, (24, 32))) == "4 uniform, 24x32 squash"
+
+
+def test_a_run_on_kept_frames_is_asked_on_frames_of_their_size(rival: Path, tmp_path: Path) -> None:
+    cache = Cache.create(str(tmp_path / "cache"), SAMPLING, clips_per_unit=2)
+    spec = TargetSpec(
+        name="frames", dims=RGB_DIMS, shape=(T, 16, 24, 3), dtype="uint8", units="1", quantity="rgb frames"
+    )
+    cache.add_group("frames", "frames", {"kind": "frames"}, (spec,), None)
+    source = replace(find_source(str(rival / "run")), config=parse_config(train_request(tmp_path, tmp_path / "run")))
+    assert str(source.frame_policy(T, None)) == "4 uniform, 16x24 squash"
