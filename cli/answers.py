@@ -152,6 +152,11 @@ def compare(
 
 
 def parse_shard(text: str) -> tuple[int, int]:
+    """`0/8` as (0, 8).
+
+    Raises:
+        RequestError: it is no I/N.
+    """
     number, _, count = text.partition("/")
     if not (number.isdecimal() and count.isdecimal()):
         raise RequestError(f"--shard {text} is not I/N, such as 0/8")

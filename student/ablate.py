@@ -1,13 +1,13 @@
 """Does it help? The same student trained in several ways and with several seeds, and asked the same questions.
 
-Every arm and seed is a run of `student.train` and a result of `student.evaluate.answers`, in folders of their own, so
-an ablation that was cut off goes on where it was.
+Every arm and seed is a run of `student.train` and, for each benchmark, a result of `student.evaluate.answers`, in
+folders of their own. So an ablation that was cut off goes on where it was, and several machines may share one.
 """
 
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from p4dprep.config import validated
+from p4dprep.errors import RequestError
 from student.evaluate import registry
 from student.evaluate.answers import AnswerRequest, answer
 from student.evaluate.benchmark import Benchmark, Scored
@@ -28,23 +29,37 @@ from student.train_config import parse_config as parse_training
 
 TABLE, REPORT = "ablation.md", "ablation.json"
 _OWN_FIELDS = ("out", "seed")
+_BENCH_CACHE = "bench_cache"
+_NAME = re.compile(r"[\w+.][\w+. -]*")
 
 ShowArm = Callable[[str], None]
 """Told of every arm and seed as it begins."""
+
+
+class Examination(BaseModel):
+    """A benchmark that every arm is asked; see `p4dprep eval answers`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bench: str
+    data: str
+    mode: str | None = None
+    frames: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=8, ge=1)
 
 
 class AblationConfig(BaseModel):
     """A request to compare ways of training.
 
     Attributes:
-        out: folder for runs, answers and the table.
+        out: folder for runs, answers and the tables.
         train: fields of TrainConfig that all arms share.
-        arms: name to the fields that differ; null is the student as it is, untrained.
+        arms: name to the fields that differ; null is the student as it is, untrained. An arm's `bench_cache` holds a
+            teacher's latents of the benchmarks' videos, for one that reads them at inference.
         baseline: the arm that the others are held against.
+        ceiling: the arm that stands for all there is to gain; None has none.
         seeds: of every arm that is trained.
-        bench, mode, data, frames: the benchmark, see `p4dprep eval answers`.
-        bench_cache: a teacher's latents of the benchmark's videos, for arms that read them at inference.
-        batch_size: questions answered at once.
+        benches: what is asked.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,19 +68,18 @@ class AblationConfig(BaseModel):
     train: dict[str, Any]
     arms: dict[str, dict[str, Any] | None] = Field(min_length=1)
     baseline: str
+    ceiling: str | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
-    bench: str = "worlds"
-    mode: str | None = None
-    data: str
-    frames: int = Field(default=16, ge=1)
-    bench_cache: str | None = None
-    batch_size: int = Field(default=8, ge=1)
+    benches: tuple[Examination, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.baseline not in self.arms:
-            raise ValueError(f"baseline {self.baseline!r} is no arm; there are {', '.join(self.arms)}")
-        if wrong := [name for name in self.arms if not re.fullmatch(r"[\w+.][\w+. -]*", name)]:
+        for role, name in (("baseline", self.baseline), ("ceiling", self.ceiling or self.baseline)):
+            if name not in self.arms:
+                raise ValueError(f"{role} {name!r} is no arm; there are {', '.join(self.arms)}")
+        if len({each.bench for each in self.benches}) < len(self.benches):
+            raise ValueError("a benchmark stands twice in benches")
+        if wrong := [name for name in self.arms if not _NAME.fullmatch(name)]:
             raise ValueError(f"arm {wrong[0]!r} names a folder: letters, digits, spaces and + . _ - only")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {self.seeds} must be some, each once")
@@ -84,8 +98,13 @@ class AblationConfig(BaseModel):
         Raises:
             RequestError: a field is wrong.
         """
+        fields = {name: value for name, value in (self.arms[arm] or {}).items() if name != _BENCH_CACHE}
         place = str(Path(self.out) / "runs" / f"{arm}-{seed}")
-        return parse_training(self.train | (self.arms[arm] or {}) | {"out": place, "seed": seed})
+        return parse_training(self.train | fields | {"out": place, "seed": seed})
+
+    def cells(self) -> list[tuple[str, int]]:
+        """Every arm and seed, one seed of all arms before the next, so that what is cut off can be compared too."""
+        return [(arm, seed) for seed in self.seeds for arm in self.arms if seed in self.seeds_of(arm)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,12 +125,18 @@ class ArmResult:
         num_seeds: how often it was trained.
         columns: column of the benchmark to its mean over the seeds.
         difference: first column less that of the baseline, on the same questions.
+        gap_closed: the difference in percent of the ceiling's; None without a ceiling.
     """
 
     name: str
     num_seeds: int
     columns: Mapping[str, Estimate]
     difference: Estimate
+    gap_closed: Estimate | None = None
+
+
+Results = Mapping[str, tuple[ArmResult, ...]]
+"""Benchmark to the rows of its table."""
 
 
 def parse_config(values: dict[str, Any]) -> AblationConfig:
@@ -121,7 +146,8 @@ def parse_config(values: dict[str, Any]) -> AblationConfig:
         RequestError: naming each wrong field.
     """
     config = validated(AblationConfig, values)
-    registry.find(config.bench)
+    for each in config.benches:
+        registry.find(each.bench)
     for arm, fields in config.arms.items():
         if fields is not None:
             config.training(arm, config.seeds[0])
@@ -129,80 +155,116 @@ def parse_config(values: dict[str, Any]) -> AblationConfig:
 
 
 def ablate(
-    config: AblationConfig, *, show: ShowLine = lambda *_: None, show_arm: ShowArm = lambda _: None
-) -> tuple[ArmResult, ...]:
+    config: AblationConfig,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    show: ShowLine = lambda *_: None,
+    show_arm: ShowArm = lambda _: None,
+) -> Results:
     """Train and ask every arm with every seed; write ablation.md and ablation.json.
 
     Args:
         config: the request.
+        shard: (i, n) does every n-th cell from i only and, if there are others, makes no table.
         show: told of every log line of a training.
         show_arm: told of every arm and seed.
+
+    Returns:
+        The tables; empty for one shard of several.
 
     Raises:
         P4DError: whatever training and asking raise.
     """
-    for arm, seed in _cells(config):
+    number, count = shard
+    if not 0 <= number < count:
+        raise RequestError(f"shard {number}/{count} does not exist; shards are 0/N to N-1/N")
+    for arm, seed in config.cells()[number::count]:
         show_arm(f"{arm}, seed {seed}")
         student = str(config.train["student"])
         if config.arms[arm] is not None:
             student = str(train(config.training(arm, seed), resume=True, show=show).run)
-        answer(_questions(config, arm, seed, student))
-    results = _results(config)
+        for bench in config.benches:
+            answer(_questions(config, bench, arm, seed, student))
+    if count > 1:
+        return {}
+    results = {bench.bench: _results(config, bench) for bench in config.benches}
     out = Path(config.out)
-    write_atomically(out / REPORT, json.dumps([asdict(each) for each in results], indent=2) + "\n")
+    rows = {bench: [asdict(each) for each in found] for bench, found in results.items()}
+    write_atomically(out / REPORT, json.dumps(rows, indent=2) + "\n")
     write_atomically(out / TABLE, markdown(results, config))
     return results
 
 
-def _cells(config: AblationConfig) -> Iterator[tuple[str, int]]:
-    return ((arm, seed) for arm in config.arms for seed in config.seeds_of(arm))
-
-
-def _questions(config: AblationConfig, arm: str, seed: int, student: str) -> AnswerRequest:
-    is_rival = (config.arms[arm] or {}).get("strategy", "p4d") != "p4d"
+def _questions(config: AblationConfig, bench: Examination, arm: str, seed: int, student: str) -> AnswerRequest:
+    fields = config.arms[arm] or {}
+    is_rival = (config.train | fields).get("strategy", "p4d") != "p4d"
     return AnswerRequest(
         student=student,
-        bench=config.bench,
-        mode=config.mode,
-        data=Path(config.data),
-        out=_answers_folder(config, arm, seed),
-        num_frames=config.frames,
-        cache=config.bench_cache if is_rival else None,
-        batch_size=config.batch_size,
+        bench=bench.bench,
+        mode=bench.mode,
+        data=Path(bench.data),
+        out=_answers_folder(config, bench, arm, seed),
+        num_frames=bench.frames,
+        cache=fields.get(_BENCH_CACHE) if is_rival else None,
+        batch_size=bench.batch_size,
     )
 
 
-def _answers_folder(config: AblationConfig, arm: str, seed: int) -> Path:
-    return Path(config.out) / "answers" / f"{arm}-{seed}"
+def _answers_folder(config: AblationConfig, bench: Examination, arm: str, seed: int) -> Path:
+    return Path(config.out) / "answers" / bench.bench / f"{arm}-{seed}"
 
 
-def _results(config: AblationConfig) -> tuple[ArmResult, ...]:
-    """Rows of the table, from the answers on disk."""
-    benchmark = registry.find(config.bench)
-    scored = {arm: [_scored(config, arm, seed) for seed in config.seeds_of(arm)] for arm in config.arms}
+def _results(config: AblationConfig, bench: Examination) -> tuple[ArmResult, ...]:
+    """Rows of one benchmark's table, from the answers on disk."""
+    benchmark = registry.find(bench.bench)
+    scored = {arm: [_scored(config, bench, arm, seed) for seed in config.seeds_of(arm)] for arm in config.arms}
     values = {arm: in_order(benchmark, benchmark.table(_mean(seeds))) for arm, seeds in scored.items()}
     headline = next(iter(values[config.baseline]))
     draws = _draws(benchmark, scored)
-    base = [each.get(headline, math.nan) for each in draws[config.baseline]]
-    rows = []
-    for arm, columns in values.items():
-        ahead = [each.get(headline, math.nan) - other for each, other in zip(draws[arm], base, strict=True)]
-        rows.append(
-            ArmResult(
-                name=arm,
-                num_seeds=len(scored[arm]),
-                columns={
-                    name: _estimate(value, [each.get(name, math.nan) for each in draws[arm]])
-                    for name, value in columns.items()
-                },
-                difference=_estimate(columns[headline] - values[config.baseline][headline], ahead),
-            )
+    gains = {arm: _gain(config, headline, values, draws, arm) for arm in config.arms}
+    return tuple(
+        ArmResult(
+            name=arm,
+            num_seeds=len(scored[arm]),
+            columns={
+                name: _estimate(value, [each.get(name, math.nan) for each in draws[arm]])
+                for name, value in columns.items()
+            },
+            difference=_estimate(*gains[arm]),
+            gap_closed=None if config.ceiling is None else _gap_closed(gains[arm], gains[config.ceiling]),
         )
-    return tuple(rows)
+        for arm, columns in values.items()
+    )
 
 
-def _scored(config: AblationConfig, arm: str, seed: int) -> list[Scored]:
-    lines = sorted(read_answers(_answers_folder(config, arm, seed)), key=lambda line: str(line["id"]))
+_Gain = tuple[float, Sequence[float]]
+"""Points over the baseline: of all questions, and of each draw of them."""
+
+
+def _gain(
+    config: AblationConfig,
+    headline: str,
+    values: Mapping[str, Mapping[str, float]],
+    draws: Mapping[str, Sequence[Mapping[str, float]]],
+    arm: str,
+) -> _Gain:
+    base = draws[config.baseline]
+    drawn = [
+        each.get(headline, math.nan) - other.get(headline, math.nan)
+        for each, other in zip(draws[arm], base, strict=True)
+    ]
+    return values[arm][headline] - values[config.baseline][headline], drawn
+
+
+def _gap_closed(gain: _Gain, whole: _Gain) -> Estimate:
+    """One gain in percent of another; a draw in which there is nothing to gain says nothing."""
+    value = 100 * gain[0] / whole[0] if whole[0] else math.nan
+    drawn = zip(gain[1], whole[1], strict=True)
+    return _estimate(value, [100 * one / other if other else math.nan for one, other in drawn])
+
+
+def _scored(config: AblationConfig, bench: Examination, arm: str, seed: int) -> list[Scored]:
+    lines = sorted(read_answers(_answers_folder(config, bench, arm, seed)), key=lambda line: str(line["id"]))
     return [Scored(question=question_of(line), score=float(line["score"])) for line in lines]
 
 
@@ -229,21 +291,29 @@ def _estimate(value: float, draws: Sequence[float]) -> Estimate:
     return Estimate(value=value, low=low, high=high)
 
 
-def markdown(results: Sequence[ArmResult], config: AblationConfig) -> str:
-    """The table in the shape of the paper's Tables 4 to 6: an arm a row, the benchmark's columns, and the gain."""
-    names = list(results[0].columns)
+def markdown(results: Results, config: AblationConfig) -> str:
+    """Tables in the shape of the paper's Tables 4 to 6: an arm a row, a benchmark's columns, and the gain."""
+    return "\n".join(_table(results[bench.bench], bench, config) for bench in config.benches)
+
+
+def _table(rows: Sequence[ArmResult], bench: Examination, config: AblationConfig) -> str:
+    names = list(rows[0].columns)
+    first, gap = names[0], [] if config.ceiling is None else [f"share of {config.ceiling}'s gain, 95%"]
+    heads = ["arm", "seeds", *names, f"{first}, 95%", "gain, 95%", *gap]
     lines = [
-        f"{config.bench}, {config.frames} frames, seeds {', '.join(map(str, config.seeds))}; percent; "
-        f"gain over {config.baseline} in points of {names[0]} with its 95% interval over questions and seeds.",
+        f"{bench.bench}, {bench.frames} frames, seeds {', '.join(map(str, config.seeds))}; percent; "
+        f"gain over {config.baseline} in points of {first} with its 95% interval over questions and seeds.",
         "",
-        f"| arm | seeds | {' | '.join(names)} | {names[0]}, 95% | gain, 95% |",
-        f"| --- |{' --- |' * (len(names) + 3)}",
+        f"| {' | '.join(heads)} |",
+        f"|{' --- |' * len(heads)}",
+        *(f"| {' | '.join(_cells_of(each, names))} |" for each in rows),
     ]
-    for each in results:
-        cells = [f"{each.columns[name].value:.1f}" if name in each.columns else "" for name in names]
-        first, gain = each.columns[names[0]], each.difference
-        lines.append(
-            f"| {each.name} | {each.num_seeds} | {' | '.join(cells)} | {interval_text(first.low, first.high)} "
-            f"| {gain.value:+.1f} ({interval_text(gain.low, gain.high)}) |"
-        )
     return "\n".join(lines) + "\n"
+
+
+def _cells_of(row: ArmResult, names: Sequence[str]) -> list[str]:
+    values = [f"{row.columns[name].value:.1f}" if name in row.columns else "" for name in names]
+    overall, gain, gap = row.columns[names[0]], row.difference, row.gap_closed
+    cells = [row.name, str(row.num_seeds), *values, interval_text(overall.low, overall.high)]
+    cells.append(f"{gain.value:+.1f} ({interval_text(gain.low, gain.high)})")
+    return cells if gap is None else [*cells, f"{gap.value:.0f}% ({interval_text(gap.low, gap.high)})"]

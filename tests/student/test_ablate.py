@@ -9,7 +9,7 @@ import pytest
 
 from p4dprep.errors import RequestError
 from student import ablate as module
-from student.ablate import REPORT, TABLE, AblationConfig, ablate, parse_config
+from student.ablate import REPORT, TABLE, AblationConfig, Examination, ablate, parse_config
 from student.evaluate import registry
 from tests.student.evaluate.tiny_bench import TinyBench, write_bench
 from tests.student.train_run import request, write_world
@@ -35,7 +35,7 @@ def values(places: tuple[Path, Path], out: Path, **changes: Any) -> dict[str, An
     training = request(world, out, max_steps=2, save_steps=2, picture_steps=0)
     del training["out"]
     asked = {"out": str(out), "train": training, "arms": ARMS, "baseline": "SFT", "seeds": (0, 1)}
-    return asked | {"bench": "tiny", "data": str(bench), "frames": 4} | changes
+    return asked | {"benches": [{"bench": "tiny", "data": str(bench), "frames": 4}]} | changes
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -43,8 +43,14 @@ def test_every_arm_and_seed_is_trained_and_asked_once(
     places: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, seen = parse_config(values(places, tmp_path)), list[str]()
-    results = ablate(config, show_arm=seen.append)
-    assert seen == ["zero-shot, seed 0", "SFT, seed 0", "SFT, seed 1", "LD+ED, seed 0", "LD+ED, seed 1"]
+    for number in range(2):
+        assert ablate(config, shard=(number, 2), show_arm=seen.append) == {}
+    assert not (tmp_path / TABLE).exists()
+    assert sorted(seen) == sorted(f"{arm}, seed {seed}" for arm, seed in config.cells())
+    seen.clear()
+    tables = ablate(config, show_arm=seen.append)
+    assert seen == ["zero-shot, seed 0", "SFT, seed 0", "LD+ED, seed 0", "SFT, seed 1", "LD+ED, seed 1"]
+    results = tables["tiny"]
     assert [(each.name, each.num_seeds) for each in results] == [("zero-shot", 1), ("SFT", 2), ("LD+ED", 2)]
     assert results[1].difference == module.Estimate(value=0, low=0, high=0)  # the baseline by itself
     for each in results:
@@ -52,11 +58,11 @@ def test_every_arm_and_seed_is_trained_and_asked_once(
         assert 0 <= overall.low <= overall.value <= overall.high <= 100
     table = (tmp_path / TABLE).read_text()
     assert re.search(r"^\| LD\+ED \| 2 \|", table, re.MULTILINE)
-    assert len(json.loads((tmp_path / REPORT).read_text())) == 3
+    assert len(json.loads((tmp_path / REPORT).read_text())["tiny"]) == 3
 
     lines = {path: path.read_bytes() for path in (tmp_path / "answers").rglob("*.jsonl")}
     monkeypatch.setattr("student.trainer.DistillationTrainer.training_step", None)
-    assert ablate(config) == results
+    assert ablate(config) == tables
     assert {path: path.read_bytes() for path in lines} == lines
 
 
@@ -64,29 +70,35 @@ def test_means_over_seeds_and_gains_are_what_counting_says(
     places: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Answers by a known rule in place of a student's: the first arm knows nothing, the second all, the third half."""
-    config = parse_config(values(places, tmp_path, arms={"none": None, "all": {}, "half": {}}, baseline="none"))
+    arms: dict[str, Any] = {"none": None, "all": {}, "half": {}}
+    config = parse_config(values(places, tmp_path, arms=arms, baseline="none", ceiling="all"))
     questions = TinyBench().read(places[1], "official")
 
-    def known(_: AblationConfig, arm: str, seed: int) -> list[module.Scored]:
+    def known(_: AblationConfig, bench: Examination, arm: str, seed: int) -> list[module.Scored]:
         right = {"none": 0.0, "all": 1.0, "half": float(seed)}[arm]
         return [module.Scored(question=question, score=right) for question in questions]
 
     monkeypatch.setattr(module, "_scored", known)
-    none, everything, half = module._results(config)
+    none, everything, half = module._results(config, config.benches[0])
     assert (none.columns["Avg"].value, everything.columns["Avg"].value, half.columns["Avg"].value) == (0, 100, 50)
     assert (everything.difference.value, everything.difference.low, everything.difference.high) == (100, 100, 100)
     assert (half.difference.low, half.difference.high) == (0, 100)  # its seeds differ, and the interval says so
+    closed = [each.gap_closed for each in (none, everything, half)]
+    assert [each and each.value for each in closed] == [0, 100, 50]
+    assert "| 50% (0.0 .. 100.0) |" in module.markdown({"tiny": (none, everything, half)}, config)
 
 
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
         ({"baseline": "ED"}, "baseline 'ED' is no arm"),
+        ({"ceiling": "oracle"}, "ceiling 'oracle' is no arm"),
         ({"arms": {"../SFT": {}}, "baseline": "../SFT"}, "names a folder"),
         ({"seeds": (1, 1)}, "each once"),
         ({"arms": {"SFT": {"seed": 3}}}, "seed is the ablation's own"),
         ({"arms": {"SFT": {"distil": "sft"}}}, "distil: Extra inputs"),
-        ({"bench": "nothing"}, "benchmark 'nothing' does not exist"),
+        ({"benches": [{"bench": "nothing", "data": "."}]}, "benchmark 'nothing' does not exist"),
+        ({"benches": [{"bench": "worlds", "data": "."}] * 2}, "stands twice"),
         ({"colour": 1}, "colour: Extra inputs"),
     ],
 )
