@@ -13,7 +13,9 @@ app = typer.Typer(no_args_is_help=True, help="Make a student.")
 @app.command("new")
 def new(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.", show_default=False)],
-    size: Annotated[str, typer.Option(help="`tiny` is all there is.")] = "tiny",
+    size: Annotated[
+        str, typer.Option(help="`tiny`, a Qwen2.5-VL, or `small`, a LLaVA-OneVision, whose steps are cheaper.")
+    ] = "tiny",
     qa: Annotated[
         list[Path] | None,
         typer.Option(
@@ -37,7 +39,7 @@ def new(
     num_parameters, num_tokens, size_bytes = _measure(folder)
     asked = " ".join(f"--qa {path}" for path in qa or [Path("QA.json")])
     console.print(
-        f"{folder}: a Qwen2.5-VL with random weights, {num_parameters:,} parameters, {num_tokens:,} tokens, "
+        f"{folder}: {size}, random weights, {num_parameters:,} parameters, {num_tokens:,} tokens, "
         f"{human_bytes(size_bytes)}\ntrain it: p4dprep train CACHE {asked} --student {folder} --out RUN --tune all "
         "--learning-rate 1e-3",
         markup=False,

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from student.new import QWEN_TEMPLATE, QWEN_TOKENS, build_tokenizer
+from student.new import LLAVA_TEMPLATE, LLAVA_TOKENS, QWEN_TEMPLATE, QWEN_TOKENS, build_tokenizer
 
 SIDE = 64
 CELLS = 4
@@ -20,13 +20,6 @@ _SQUARE = {"height": SIDE, "width": SIDE}
 
 TEXTS = ("How far is the red ball?", "It is 2.5 metres away.", "Which one moves?", "the left one", "seconds", "Frame")
 
-_LLAVA_TEMPLATE = (  # as the published one: a generation prompt that no message begins with
-    "{% for message in messages %}<|im_start|>{{ message['role'] }} {% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image>\n{% elif part['type'] == 'video' %}<video>\n{% endif %}{% endfor %}"
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'text' %}{{ '\n' + part['text'] }}{% endif %}{% endfor %}"
-    "<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 _SMOLVLM_TEMPLATE = (
     "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}: {% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<image>{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
@@ -168,11 +161,7 @@ def write_llava_onevision(folder: Path, seed: int = 0) -> Path:
         LlavaOnevisionVideoProcessor,
     )
 
-    tokens = {
-        "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "turn_start_token": "<|im_start|>",
-        "image_token": "<image>", "video_token": "<video>",
-    }  # fmt: skip
-    tokenizer = build_tokenizer(TEXTS, tokens)
+    tokenizer = build_tokenizer(TEXTS, LLAVA_TOKENS)
     vision = {
         "model_type": "siglip_vision_model", "hidden_size": _WIDTH, "intermediate_size": 2 * _WIDTH,
         "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": SIDE, "patch_size": _PATCH,
@@ -190,7 +179,7 @@ def write_llava_onevision(folder: Path, seed: int = 0) -> Path:
         LlavaOnevisionVideoProcessor(size=_SQUARE),
         num_image_tokens=(SIDE // _PATCH) ** 2,
         vision_feature_select_strategy="full",
-        chat_template=_LLAVA_TEMPLATE,
+        chat_template=LLAVA_TEMPLATE,
     )
     return _save(folder, LlavaOnevisionForConditionalGeneration, config, processor, seed)
 
