@@ -8,12 +8,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from p4dprep.worlds.questions import LETTERS, LlavaRecord, Question, Turn, scene_rng
+from p4dprep.worlds.questions import LETTERS, LlavaRecord, Question, scene_rng
 from p4dprep.worlds.scene import Floats, Scene
 from p4dprep.worlds.tracks import in_view, picture_place
 
 _CELLS = 10
 _MOMENTS = ("first", "middle", "last")
+_NUM_READ = 2
+"""Questions of a scene whose options are read out."""
 
 Pair = tuple[str, str]
 """A question and its answer."""
@@ -37,9 +39,9 @@ def _of_frame(scene: Scene, seconds: Floats, number: int, rng: np.random.Generat
     in_order = [name for name, _ in sorted(places.items(), key=lambda item: item[1])]
     yield f"What does {when} show, from left to right?", ", ".join(in_order) or "nothing"
     if in_order:
-        name = str(rng.choice(in_order))
-        column, row = (min(int(place * _CELLS), _CELLS - 1) for place in places[name])
-        yield f"Where in {when} is the {name}?", f"column {column}, row {row}"
+        for name in rng.permutation(in_order)[:2]:
+            column, row = (min(int(place * _CELLS), _CELLS - 1) for place in places[name])
+            yield f"Where in {when} is the {name}?", f"column {column}, row {row}"
     if len(in_order) > 2:
         yield _farthest(in_order, when, rng)
 
@@ -68,8 +70,10 @@ def _with_options(text: str, options: Sequence[str]) -> str:
     return f"{text}\n\nOptions:\n{listed}\n\nAnswer with only the letter of the correct option."
 
 
-def to_grounding(scene_id: str, video: str, pairs: Sequence[Pair], questions: Sequence[Question]) -> LlavaRecord:
-    """One conversation about a scene's pictures, and about options of its questions as words, whatever the truth.
+def to_grounding(
+    scene_id: str, video: str, pairs: Sequence[Pair], questions: Sequence[Question]
+) -> tuple[LlavaRecord, ...]:
+    """Conversations about a scene's pictures, and about options of its questions as words, whatever the truth.
 
     Args:
         scene_id: of a plain world.
@@ -78,12 +82,21 @@ def to_grounding(scene_id: str, video: str, pairs: Sequence[Pair], questions: Se
         questions: of this scene.
     """
     rng = scene_rng(f"{scene_id} options")
-    asked = [*pairs, *(_reading(question.named(), rng) for question in questions[:2])]
-    turns: list[Turn] = []
-    for text, answer in (asked[number] for number in rng.permutation(len(asked))):
-        turns += [{"from": "human", "value": text}, {"from": "gpt", "value": answer}]
-    turns[0]["value"] = f"<video>\n{turns[0]['value']}"
-    return LlavaRecord(id=f"{scene_id}-pictures", conversations=turns, video=video)
+    asked = [*pairs, *(_reading(question.named(), rng) for question in questions[:_NUM_READ])]
+    return tuple(
+        LlavaRecord(
+            id=f"{scene_id}-picture{number}",
+            conversations=[{"from": "human", "value": f"<video>\n{text}"}, {"from": "gpt", "value": answer}],
+            video=video,
+        )
+        for number, (text, answer) in enumerate(asked)
+    )
+
+
+def is_of_first_frame(record: LlavaRecord) -> bool:
+    """Whether a conversation of `to_grounding` can be had about the first frame alone."""
+    text = record["conversations"][0]["value"]
+    return not any(f"the {moment} frame" in text for moment in _MOMENTS[1:])
 
 
 def _reading(question: Question, rng: np.random.Generator) -> Pair:

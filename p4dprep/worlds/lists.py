@@ -5,7 +5,8 @@
     OUT/qa.json         training conversations as LLaVA has them, with the boxes of the regions they speak of
     OUT/test.json       the same questions in the layout of R4D-Bench
     OUT/timebench.json  how long is the video
-    OUT/grounding.json  of plain worlds: what is where in the pictures, for students made from nothing
+    OUT/grounding.json  of plain worlds: what is where in the pictures, for students made from nothing;
+                        grounding-first.json has what can be asked about the first frame alone
     OUT/images/*.png    Set-of-Mark pictures of the questions' regions: SCENE_1-3.png has mark 1 on body 1, mark 2 on 3
     OUT/summary.json    counts; written last, so that it says that the lists are whole
 
@@ -30,7 +31,7 @@ from PIL import Image
 from p4dprep import worlds
 from p4dprep.errors import StorageError
 from p4dprep.storage import Store
-from p4dprep.worlds.grounding import Pair, describe_pictures, to_grounding
+from p4dprep.worlds.grounding import Pair, describe_pictures, is_of_first_frame, to_grounding
 from p4dprep.worlds.marks import draw_marks
 from p4dprep.worlds.questions import (
     CATEGORIES,
@@ -251,21 +252,25 @@ class _Lists:
         self._qa, self._test, self._timebench = (
             files.enter_context(_array(enter(name))) for name in ("qa.json", "test.json", "timebench.json")
         )
-        self._grounding = files.enter_context(_array(enter("grounding.json"))) if is_plain else None
+        self._is_plain = is_plain
+        if is_plain:
+            self._grounding, self._first_grounding = (
+                files.enter_context(_array(enter(name))) for name in ("grounding.json", "grounding-first.json")
+            )
 
     def add(self, clips: Sequence[_Described], questions: Sequence[Question], som_images: dict[str, str]) -> None:
         """One block of clips, with their questions."""
         videos = {clip.scene_id: video_key(clip.scene_id) for clip in clips}
         self._manifest.writelines(f"{clip.manifest_line}\n" for clip in clips)
         self._scenes.writelines(f"{clip.scene_line}\n" for clip in clips)
-        if self._grounding is not None:
+        if self._is_plain:
             seconds = {clip.scene_id: clip.duration_seconds for clip in clips}
             self._qa.extend(to_lessons(questions, videos=videos, durations_seconds=seconds))
             asked = {scene_id: list(same) for scene_id, same in groupby(questions, lambda each: each.scene_id)}
-            self._grounding.extend(
-                to_grounding(clip.scene_id, videos[clip.scene_id], clip.pictures, asked.get(clip.scene_id, []))
-                for clip in clips
-            )
+            for clip in clips:
+                found = to_grounding(clip.scene_id, videos[clip.scene_id], clip.pictures, asked.get(clip.scene_id, []))
+                self._grounding.extend(found)
+                self._first_grounding.extend(filter(is_of_first_frame, found))
             questions = [question.named() for question in questions]
         else:
             self._qa.extend(to_llava(questions, videos=videos, boxes={clip.scene_id: clip.boxes for clip in clips}))

@@ -39,7 +39,7 @@ LETTERS = "ABCDE"
 MIN_RATIO = 1.3  # of two measures that are offered together
 _MIN_OFFSET_FRACTION = 0.35  # of the farther one's distance, between two points that are offered together
 _NUM_OPTIONS = (5, 4)  # wanted, and still good
-_MAX_TURNS = 4  # of a lesson; video tokens are shared, and answers still weigh alike
+_MAX_TURNS = 2  # of a lesson: they share the video's tokens, and more of them would make lessons of uneven length
 _NUM_OPEN_GROUPS = 64  # that are searched for a place; bounds the time, not the result's balance
 
 
@@ -340,9 +340,8 @@ def to_lessons(
     by_scene = {scene_id: list(same) for scene_id, same in groupby(questions, lambda question: question.scene_id)}
     for scene_id, video in videos.items():
         rng = scene_rng(f"{scene_id} lessons")
-        asked = by_scene.get(scene_id, [])
+        asked = [*by_scene.get(scene_id, []), _duration_question(scene_id, durations_seconds[scene_id], rng)]
         talks = _talks([asked[number] for number in rng.permutation(len(asked))])
-        talks = [[*talks[0], _duration_question(scene_id, durations_seconds[scene_id], rng)], *talks[1:]]
         for number, talk in enumerate(talks):
             turns = [turn for question in talk for turn in _lesson(question.named())]
             turns[0]["value"] = f"<video>\n{turns[0]['value']}"
@@ -351,8 +350,8 @@ def to_lessons(
 
 
 def _talks(questions: Sequence[Question]) -> list[list[Question]]:
-    """The questions in runs that ask once of each thing and once of several; at least one run, maybe empty."""
-    talks: list[dict[int, Question]] = [{}]
+    """The questions in runs that ask once of each thing and once of several, or of the whole."""
+    talks: list[dict[int, Question]] = []
     for question in questions:
         thing = question.regions[0] if len(question.regions) == 1 else -1
         talk = next((talk for talk in talks if len(talk) < _MAX_TURNS and thing not in talk), None)
