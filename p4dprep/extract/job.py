@@ -5,6 +5,7 @@ Only unit tasks and unit reports travel through Ray; frames and targets never do
 
 import logging
 import os
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ MIN_UNITS_IN_FLIGHT, MAX_UNITS_IN_FLIGHT = 2, 8
 MAX_DEATHS_OF_A_CLIP = 3
 MAX_DEATHS_IN_SETUP = 3
 NUM_RAY_STARTS = 3
+_REACH_SECONDS = 10.0
 OBJECT_STORE_BYTES = 100 * 2**20
 """Ray's object store holds ids and small records only."""
 
@@ -228,11 +230,25 @@ def start_ray(address: str | None) -> None:
         _stay_on_loopback()
         _start_local_ray()
         return
+    _check_reachable(address)
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
         hint = "a cluster with token authentication needs RAY_AUTH_MODE=token here, or --address auto on its node"
         raise RequestError(f"cannot join Ray at {address}: {str(error).splitlines()[0]} ({hint})") from None
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse a HOST:PORT where nothing listens, which Ray would try for minutes; other addresses are Ray's to read."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), _REACH_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise RequestError(
+            f"cannot join Ray at {address}: nothing answers there ({error}); is the cluster up?"
+        ) from None
 
 
 def _start_local_ray() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from p4dprep import cache as caches
 from p4dprep.cache import Cache
 from p4dprep.errors import FingerprintMismatchError, P4DError, RequestError, TeacherError
 from p4dprep.extract import GroupProgress, extract
+from p4dprep.extract.job import _check_reachable
 from tests.p4dprep.extract.builders import data_digests, make_request, write_corpus
 
 pytestmark = pytest.mark.usefixtures("stranger", "ray_cluster")
@@ -228,3 +230,12 @@ def test_a_source_that_is_not_there_is_a_wrong_request(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="nowhere"):
         extract(make_request(tmp_path / "nowhere", tmp_path / "cache", "brightness"))
     assert not (tmp_path / "cache").exists()
+
+
+def test_an_address_where_nothing_listens_is_refused_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
+        with pytest.raises(RequestError, match=f"cannot join Ray at {address}: nothing answers there"):
+            _check_reachable(address)
+    _check_reachable("auto")
