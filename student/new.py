@@ -61,7 +61,7 @@ _TEXT_WIDTH = 96
 _LLAVA_WIDTH = 128
 _VISION_WIDTH = 64
 _PATCH = 6
-_LLAVA_PATCH = 16
+_LLAVA_PATCH = 24
 _SIDE = 96
 
 
@@ -70,7 +70,7 @@ def new_student(folder: str | os.PathLike[str], texts: Sequence[str], *, size: s
 
     `tiny` is a Qwen2.5-VL of about 0.6 M parameters with 8 x 8 cells for every two frames. `small` is a LLaVA-OneVision
     of about 1.1 M, which is the paper's design in small: a SigLIP tower frame by frame, a two-layer projector, a Qwen2
-    that knows no time but by TPE. Its 3 x 3 cells a frame make a step several times cheaper.
+    that knows no time but by TPE. Its 2 x 2 cells a frame make a step several times cheaper.
 
     Args:
         folder: where it goes; must not exist or be empty.

@@ -270,7 +270,7 @@ class _Lists:
             for clip in clips:
                 found = to_grounding(clip.scene_id, videos[clip.scene_id], clip.pictures, asked.get(clip.scene_id, []))
                 self._grounding.extend(found)
-                self._first_grounding.extend(filter(is_of_first_frame, found))
+                self._first_grounding.extend(record for record in found if is_of_first_frame(record))
             questions = [question.named() for question in questions]
         else:
             self._qa.extend(to_llava(questions, videos=videos, boxes={clip.scene_id: clip.boxes for clip in clips}))

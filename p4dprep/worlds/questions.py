@@ -33,13 +33,13 @@ TASK_NAMES: dict[Category, str] = {
 TIMEBENCH_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 _TIME_TEXT = "How many seconds pass from the first frame of this video to its last?"
 _ANSWER_BY_LETTER = "Answer with only the letter of the correct option."
-_ANSWER_BY_WORDS = "Answer with a word or a short phrase."
+ANSWER_BY_WORDS = "Answer with a word or a short phrase."
 LETTERS = "ABCDE"
 
 MIN_RATIO = 1.3  # of two measures that are offered together
 _MIN_OFFSET_FRACTION = 0.35  # of the farther one's distance, between two points that are offered together
 _NUM_OPTIONS = (5, 4)  # wanted, and still good
-_MAX_TURNS = 2  # of a lesson: they share the video's tokens, and more of them would make lessons of uneven length
+_MAX_TURNS = 3  # of a lesson: they share the video's tokens, and more of them would make lessons of uneven length
 _NUM_OPEN_GROUPS = 64  # that are searched for a place; bounds the time, not the result's balance
 
 
@@ -313,7 +313,7 @@ def _conversation(question: Question, video: str, boxes: Mapping[int, FrameBox])
     asked = f"Options:\n{listed}\n{_ANSWER_BY_LETTER}"
     answer = question.letter
     if zlib.crc32(question.id.encode()) % 2:
-        asked, answer = _ANSWER_BY_WORDS, question.answer
+        asked, answer = ANSWER_BY_WORDS, question.answer
     human, gpt = f"<video>\n{question.text}\n{asked}", answer
     record = LlavaRecord(
         id=question.id,
@@ -326,10 +326,11 @@ def _conversation(question: Question, video: str, boxes: Mapping[int, FrameBox])
 def to_lessons(
     questions: Iterable[Question], *, videos: Mapping[str, str], durations_seconds: Mapping[str, float]
 ) -> list[LlavaRecord]:
-    """Conversations of several turns for training on plain worlds, in the words of R4D-Bench's harness.
+    """Conversations of several turns for training on plain worlds.
 
-    Things go by their names. No conversation asks twice of the same thing alone, so that no answer can be read off an
-    earlier one. Each scene is also asked how long it is: there, unlike in TimeBench, the truth is any of five values.
+    Every answer is in words, since a student made from nothing takes longest to learn what a letter stands for. Things go
+    by their names. No conversation asks twice of the same thing alone, so that no answer can be read off an earlier one.
+    Each scene is also asked how long it is.
 
     Args:
         questions: what is asked, with their regions.
@@ -339,53 +340,38 @@ def to_lessons(
     lessons: list[LlavaRecord] = []
     by_scene = {scene_id: list(same) for scene_id, same in groupby(questions, lambda question: question.scene_id)}
     for scene_id, video in videos.items():
-        rng = scene_rng(f"{scene_id} lessons")
-        asked = [*by_scene.get(scene_id, []), _duration_question(scene_id, durations_seconds[scene_id], rng)]
-        talks = _talks([asked[number] for number in rng.permutation(len(asked))])
-        for number, talk in enumerate(talks):
-            turns = [turn for question in talk for turn in _lesson(question.named())]
+        asked = [
+            *map(_lesson, by_scene.get(scene_id, [])),
+            (-1, _TIME_TEXT, f"{durations_seconds[scene_id]:.2f} seconds"),
+        ]
+        order = scene_rng(f"{scene_id} lessons").permutation(len(asked))
+        for number, talk in enumerate(_talks([asked[place] for place in order])):
+            turns: list[Turn] = []
+            for _, text, answer in talk:
+                turns += [{"from": "human", "value": f"{text}\n\n{ANSWER_BY_WORDS}"}, {"from": "gpt", "value": answer}]
             turns[0]["value"] = f"<video>\n{turns[0]['value']}"
             lessons.append(LlavaRecord(id=f"{scene_id}-t{number}", conversations=turns, video=video))
     return lessons
 
 
-def _talks(questions: Sequence[Question]) -> list[list[Question]]:
-    """The questions in runs that ask once of each thing and once of several, or of the whole."""
-    talks: list[dict[int, Question]] = []
-    for question in questions:
-        thing = question.regions[0] if len(question.regions) == 1 else -1
-        talk = next((talk for talk in talks if len(talk) < _MAX_TURNS and thing not in talk), None)
+_Lesson = tuple[int, str, str]
+"""The one thing that is asked about, or -1 for several or the whole; the question; its answer."""
+
+
+def _lesson(question: Question) -> _Lesson:
+    named = question.named()
+    return question.regions[0] if len(question.regions) == 1 else -1, named.text, named.answer
+
+
+def _talks(asked: Sequence[_Lesson]) -> list[list[_Lesson]]:
+    """The questions in short runs, each of them asking once of every thing at most."""
+    talks: list[dict[int, _Lesson]] = []
+    for lesson in asked:
+        talk = next((talk for talk in talks if len(talk) < _MAX_TURNS and lesson[0] not in talk), None)
         if talk is None:
             talks.append(talk := {})
-        talk[thing] = question
+        talk[lesson[0]] = lesson
     return [list(talk.values()) for talk in talks]
-
-
-def _lesson(question: Question) -> tuple[Turn, Turn]:
-    """Asked in the harness's words; every second question open instead."""
-    listed = "\n".join(f"({letter}) {option}" for letter, option in zip(LETTERS, question.options, strict=False))
-    words, answer = f"Options:\n{listed}\n\n{_ANSWER_BY_LETTER}", question.letter
-    if zlib.crc32(question.id.encode()) % 2:
-        words, answer = _ANSWER_BY_WORDS, question.answer
-    return {"from": "human", "value": f"{question.text}\n\n{words}"}, {"from": "gpt", "value": answer}
-
-
-def _duration_question(scene_id: str, seconds: float, rng: np.random.Generator) -> Question:
-    rank, count = int(rng.integers(len(TIMEBENCH_FACTORS))), len(TIMEBENCH_FACTORS)
-    values = [f"{seconds * 2.0 ** (place - rank):.2f} seconds" for place in range(count)]
-    order = rng.permutation(count).tolist()
-    return Question(
-        id=f"{scene_id}-time",
-        scene_id=scene_id,
-        category="SA",
-        template="duration",
-        text=_TIME_TEXT,
-        regions=(),
-        names=(),
-        options=tuple(values[number] for number in order),
-        answer=values[rank],
-        answer_index=order.index(rank),
-    )
 
 
 def to_timebench(scenes: Iterable[Scene], *, videos: Mapping[str, str]) -> list[R4DRecord]:

@@ -1,6 +1,7 @@
 """What the readers of benchmarks share: reading tables, media paths, options, letters, and averages by group."""
 
 import json
+import math
 import re
 import string
 import zlib
@@ -21,6 +22,7 @@ from student.evaluate.benchmark import Parsed, Question, Scored, mean_percent
 
 LETTERS = string.ascii_uppercase
 """Of options; more than these are refused."""
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 Record = dict[str, Any]
 
@@ -179,6 +181,33 @@ def guess(question: Question, seed: int) -> str:
     """A letter at random, for rules that guess; a function of seed and question id alone."""
     letters = letters_of(question.options)
     return letters[zlib.crc32(f"{seed}:{question.id}".encode()) % len(letters)]
+
+
+def letter_of_value(reply: str, options: Sequence[str]) -> str:
+    """The letter of the one option whose text stands in the reply, not inside a longer word or number."""
+    said = _plain(reply)
+    texts = [_plain(option) for option in options]
+    found = [text for text in texts if text and re.search(rf"(?<![\w.-]){re.escape(text)}(?!\w|\.\d)", said)]
+    longest = [text for text in found if not any(text != other and text in other for other in found)]
+    return LETTERS[texts.index(longest[0])] if len(longest) == 1 else ""
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split()).rstrip(".")
+
+
+def letter_of_words(reply: str, options: Sequence[str]) -> str:
+    """The letter of the option that a reply in words means: by its text, else by the number nearest to the reply's.
+
+    Nearest is meant where every option holds one positive number: 0.9 m is nearer to 1 m than to 0.7 m, by their ratio.
+    """
+    if letter := letter_of_value(reply, options):
+        return letter
+    said, numbers = _NUMBER.search(reply), [_NUMBER.findall(option) for option in options]
+    if said is None or any(len(found) != 1 or float(found[0]) <= 0 for found in numbers) or float(said[0]) <= 0:
+        return ""
+    ratios = [abs(math.log(float(found[0]) / float(said[0]))) for found in numbers]
+    return LETTERS[ratios.index(min(ratios))]
 
 
 def averages(scored: Sequence[Scored], columns: Mapping[str, Callable[[Question], bool]]) -> dict[str, float]:

@@ -22,6 +22,7 @@ from student.evaluate.common import (
     category_of,
     check_options,
     first_letter,
+    letter_of_value,
     letters_of,
     list_options,
     media_file,
@@ -84,7 +85,7 @@ class STIBench(Benchmark):
         if letter or mode != "values":
             last = reply.strip()[-1:]
             return parsed_letter(letter, fallback=last if last in _LETTERS else "")
-        return parsed_letter(_letter_of_value(reply, question.options))
+        return parsed_letter(letter_of_value(reply, question.options))
 
     def table(self, scored: Sequence[Scored]) -> dict[str, float]:
         """Micro averages over all questions, by task and by scene."""
@@ -136,16 +137,3 @@ def _scene_of_file(name: str) -> str:
     if name.startswith("scene"):
         return "indoor"
     return "desktop" if re.fullmatch(r"\d{6}", name.split(".")[0]) else "unknown"
-
-
-def _letter_of_value(reply: str, options: Sequence[str]) -> str:
-    """The letter of the one option whose text stands in the reply, not inside a longer word or number."""
-    said = _plain(reply)
-    texts = [_plain(option) for option in options]
-    found = [text for text in texts if text and re.search(rf"(?<![\w.-]){re.escape(text)}(?!\w|\.\d)", said)]
-    longest = [text for text in found if not any(text != other and text in other for other in found)]
-    return LETTERS[texts.index(longest[0])] if len(longest) == 1 else ""
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split()).rstrip(".")

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import ClassVar, cast
 
 from p4dprep.errors import RequestError
+from p4dprep.worlds.questions import ANSWER_BY_WORDS
 from student.conversations import Box
-from student.evaluate.benchmark import Question, Shown
-from student.evaluate.common import list_options, read_json
+from student.evaluate.benchmark import Parsed, Question, Shown
+from student.evaluate.common import letter_of_words, list_options, read_json
 from student.evaluate.r4d_bench import R4DBench, official_prompt, read_questions
 from student.regions import RegionPrompt, region_text
 
@@ -17,24 +18,37 @@ class Worlds(R4DBench):
     """test.json of our worlds, asked and scored as R4D-Bench is.
 
     The other modes ask in the words of training instead, for students that know no others: `marks`, `boxes` and `both`
-    are the values of `DataConfig.regions`; the boxes are those of qa.json beside it.
+    are the values of `DataConfig.regions`; the boxes are those of qa.json beside it. `words` asks without options, as
+    the lessons of plain worlds do, and takes the option that the reply means (`letter_of_words`).
     """
 
     name: ClassVar[str] = "worlds"
     source: ClassVar[str] = "made here by `p4dprep worlds OUT --split test`"
-    modes: ClassVar[tuple[str, ...]] = ("official", "marks", "boxes", "both")
+    modes: ClassVar[tuple[str, ...]] = ("official", "marks", "boxes", "both", "words")
 
     def read(self, data: Path, mode: str) -> Sequence[Question]:
         """The questions of test.json; see `Benchmark.read`."""
         questions = read_questions(data, data / "test.json")
         if mode == "official":
             return tuple(replace(question, prompt=official_prompt(question)) for question in questions)
+        if mode == "words":
+            return tuple(map(asked_for_words, questions))
         boxes = _boxes(data / "qa.json")
         return tuple(_as_trained(question, boxes, cast(RegionPrompt, mode)) for question in questions)
+
+    def parse(self, question: Question, reply: str, mode: str, seed: int) -> Parsed:
+        """As R4D-Bench; in the mode `words` first of all the option that the reply means."""
+        letter = letter_of_words(reply, question.options) if mode == "words" else ""
+        return Parsed(answer=letter, is_matched=True) if letter else super().parse(question, reply, mode, seed)
 
     def files(self, data: Path) -> tuple[Path, ...]:
         """test.json, and qa.json for its boxes."""
         return data / "test.json", data / "qa.json"
+
+
+def asked_for_words(question: Question) -> Question:
+    """A bare question, in the words of plain worlds' lessons."""
+    return replace(question, prompt=f"{question.prompt}\n\n{ANSWER_BY_WORDS}")
 
 
 def _boxes(path: Path) -> dict[str, tuple[Box, ...]]:

@@ -9,7 +9,9 @@ import pytest
 from p4dprep.errors import RequestError
 from p4dprep.worlds.questions import TASK_NAMES
 from student.conversations import Report, read_conversations
+from student.evaluate.benchmark import Question, Shown
 from student.evaluate.registry import BENCHMARKS
+from student.evaluate.worlds import Worlds
 from student.regions import RegionPrompt, region_text
 from tests.student.evaluate.contract import BenchmarkContract, answered, constant, percent, write_json
 from tests.student.evaluate.worlds_data import write_worlds
@@ -75,3 +77,32 @@ def test_a_question_that_training_data_lack_is_named(tmp_path: Path) -> None:
         RequestError, match=r"qa\.json: record \d+ has regions \[\[0\.1, 0\.2\]\]; make the worlds again"
     ):
         BENCH.read(tmp_path, "boxes")
+
+
+@pytest.mark.parametrize(
+    ("reply", "letter"),
+    [
+        ("It moves to the left", "B"),
+        ("it moves to the left.", "B"),
+        ("It does not move", "A"),
+        ("(C)", "C"),
+        ("to the", ""),
+    ],
+)
+def test_words_mean_the_option_that_they_say(reply: str, letter: str) -> None:
+    options = ("It does not move", "It moves to the left", "It moves to the right")
+    assert said(options, reply) == letter
+
+
+@pytest.mark.parametrize(
+    ("reply", "letter"), [("0.9 m/s", "B"), ("0.8", "A"), ("about 3 m/s", "C"), ("1 m/s", "B"), ("fast", ""), ("0", "")]
+)
+def test_a_number_means_the_nearest_option_by_ratio(reply: str, letter: str) -> None:
+    assert said(("0.7 m/s", "1 m/s", "2 m/s"), reply) == letter
+
+
+def said(options: tuple[str, ...], reply: str) -> str:
+    """The letter that is read in a reply to a question asked for words; empty where it is a guess."""
+    question = Question(id="q", category="T", prompt="?", shown=Shown(), options=options, answer="A")
+    parsed = Worlds().parse(question, reply, "words", 0)
+    return parsed.answer if parsed.is_matched else ""
