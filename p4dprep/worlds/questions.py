@@ -328,9 +328,9 @@ def to_lessons(
 ) -> list[LlavaRecord]:
     """Conversations of several turns for training on plain worlds.
 
-    Every answer is in words, since a student made from nothing takes longest to learn what a letter stands for. Things go
-    by their names. No conversation asks twice of the same thing alone, so that no answer can be read off an earlier one.
-    Each scene is also asked how long it is.
+    Every answer is in words, since a student made from nothing takes longest to learn what a letter stands for. Things
+    go by their names. No conversation asks twice of the same thing alone, so that no answer can be read off an earlier
+    one. Each scene is also asked how long it is.
 
     Args:
         questions: what is asked, with their regions.
