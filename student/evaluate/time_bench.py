@@ -15,34 +15,31 @@ from p4dprep.errors import RequestError
 from p4dprep.worlds.questions import TIMEBENCH_FACTORS
 from student.evaluate.benchmark import Question, Scored
 from student.evaluate.common import LETTERS, averages
-from student.evaluate.r4d_bench import official_prompt, read_questions
-from student.evaluate.worlds import Worlds, asked_for_words
+from student.evaluate.r4d_bench import R4DBench, official_prompt, read_questions
 
 _SECONDS = re.compile(r"(\d+(?:\.\d+)?) seconds")
 _TOLERANCE_SECONDS = 0.011
 """Options are written in hundredths."""
 
 
-class TimeBench(Worlds):
+class TimeBench(R4DBench):
     """timebench.json of our worlds, asked and parsed as R4D-Bench is.
 
-    The mode `words` asks without options, as plain worlds' lessons do. There is no mode that tells the video's length:
-    it would be the answer. Time cues are the student's own.
+    There is no mode that tells the video's length: it would be the answer. Nor one that asks for words: whoever always
+    says 3 seconds is nearest to the truth in 85 of 100 plain worlds. Time cues are the student's own.
     """
 
     name: ClassVar[str] = "time-bench"
     source: ClassVar[str] = "made here by `p4dprep worlds OUT --split test`, after the paper's definition"
     columns: ClassVar[tuple[str, ...]] = ("Avg",)
-    modes: ClassVar[tuple[str, ...]] = ("official", "words")
+    modes: ClassVar[tuple[str, ...]] = ("official",)
 
-    def read(self, data: Path, mode: str) -> Sequence[Question]:
+    def read(self, data: Path, mode: str) -> Sequence[Question]:  # noqa: ARG002
         """The questions of timebench.json; see `Benchmark.read`."""
         (path,) = self.files(data)
         questions = read_questions(data, path, categories={"TimeBench": "TimeBench"})
         for question in questions:
             _check_options(path, question)
-        if mode == "words":
-            return tuple(map(asked_for_words, questions))
         return tuple(replace(question, prompt=official_prompt(question)) for question in questions)
 
     def table(self, scored: Sequence[Scored]) -> dict[str, float]:

@@ -19,7 +19,6 @@ from p4dprep.worlds.scene import PLAIN_SPLITS, Scene
 from p4dprep.worlds.stages import STAGES
 from p4dprep.worlds.templates import ask
 from p4dprep.worlds.write import Recipe, presentation_seconds, process_pool, render_clips, video_key
-from student.evaluate.time_bench import TimeBench
 from student.evaluate.worlds import Worlds
 from tests.p4dprep.worlds.guesser import accuracy, chance, learned
 from tests.p4dprep.worlds.stages import facts_of
@@ -161,4 +160,3 @@ def test_test_json_names_things_and_is_asked_without_marks(folder: Path) -> None
     lessons = json.loads((folder / "qa.json").read_text())
     words = {text.removeprefix("<video>\n") for record in lessons for text, _ in pairs(record)}
     assert {question.prompt for question in Worlds().read(folder, "words")} <= words
-    assert {question.prompt for question in TimeBench().read(folder, "words")} <= words

@@ -61,7 +61,7 @@ def test_a_constant_letter_scores_what_counting_says(made: Path, letter: str) ->
 
 
 def test_nothing_tells_the_length(made: Path) -> None:
-    assert BENCH.modes == ("official", "words")
+    assert BENCH.modes == ("official",)
     assert not any("sampled from a video of" in question.prompt for question in BENCH.read(made, "official"))
 
 
