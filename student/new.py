@@ -69,7 +69,7 @@ def new_student(folder: str | os.PathLike[str], texts: Sequence[str], *, size: s
     """Write a random student for small clips, whose square frames come to 96 x 96 pixels.
 
     `tiny` is a Qwen2.5-VL of about 0.6 M parameters with 8 x 8 cells for every two frames. `small` is a LLaVA-OneVision
-    of about 1.1 M, which is the paper's design in small: a SigLIP tower frame by frame, a two-layer projector, a Qwen2
+    of about 1.2 M, which is the paper's design in small: a SigLIP tower frame by frame, a two-layer projector, a Qwen2
     that knows no time but by TPE. Its 2 x 2 cells a frame make a step several times cheaper.
 
     Args:

@@ -392,6 +392,25 @@ class TestLlavaOnevision(BackboneContract):
             student.encode([video(4), video(6)])
 
 
+class TestSmallStudent(TestLlavaOnevision):
+    """What `p4dprep student new --size small` makes."""
+
+    side = 96
+    cells = 2
+    width = 128
+    num_layers = 4
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def folder(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        return new_student(tmp_path_factory.mktemp("small") / "student", TEXTS, size="small")
+
+    def test_the_same_texts_and_seed_give_the_same_bytes(self, folder: Path, tmp_path: Path) -> None:
+        again = new_student(tmp_path / "again", TEXTS, size="small")
+        for file in folder.iterdir():
+            assert (again / file.name).read_bytes() == file.read_bytes()
+
+
 class TestInternVL(BackboneContract):
     family = "internvl"
 
