@@ -20,7 +20,7 @@ Setting = Literal["room", "road", "table", "landscape", "plain"]
 SHAPES = Literal["box", "sphere", "cylinder", "capsule", "room", "ground"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 PLAIN_SPLITS: tuple[Split, ...] = ("plain_train", "plain_test")
-"""Balls on a plane before a standing camera, asked about by their colours: easier, for students of a million parameters."""
+"""Balls on a plane before a standing camera, asked about by their colours: for students of a million parameters."""
 SETTINGS: tuple[Setting, ...] = get_args(Setting)
 
 STILL_METRES_PER_SECOND = 0.0005
