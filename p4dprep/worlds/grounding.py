@@ -1,14 +1,14 @@
 """What is where in the pictures: conversations that a student made from nothing learns before depth and motion.
 
 Plain worlds only. They ask about single frames, in two dimensions, and how to point at an option; nothing in them tells
-depth, motion or time. A student that has learnt them stands where a published one does before it is distilled.
+depth, motion or time.
 """
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from p4dprep.worlds.questions import LETTERS, LlavaRecord, Question, scene_rng
+from p4dprep.worlds.questions import ANSWER_BY_LETTER, LETTERS, LlavaRecord, Question, listed, scene_rng
 from p4dprep.worlds.scene import Floats, Scene
 from p4dprep.worlds.tracks import in_view, picture_place
 
@@ -47,7 +47,7 @@ def _of_frame(scene: Scene, seconds: Floats, number: int, rng: np.random.Generat
 
 
 def _places(scene: Scene, second: float) -> dict[str, tuple[float, float]]:
-    """Name to place in the picture, 0-1 from left and top, of all that is in view."""
+    """Name to place in the picture, 0-1 from left and top, of all whose centre is in view, hidden or not."""
     at, camera = np.array([second]), scene.camera
     pose, places = camera.world_to_camera(at), {}
     for body in scene.bodies:
@@ -66,8 +66,7 @@ def _farthest(in_order: Sequence[str], when: str, rng: np.random.Generator) -> P
 
 
 def _with_options(text: str, options: Sequence[str]) -> str:
-    listed = "\n".join(f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False))
-    return f"{text}\n\nOptions:\n{listed}\n\nAnswer with only the letter of the correct option."
+    return f"{text}\n\nOptions:\n{listed(options)}\n\n{ANSWER_BY_LETTER}"
 
 
 def to_grounding(

@@ -32,7 +32,7 @@ TASK_NAMES: dict[Category, str] = {
 }
 TIMEBENCH_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 _TIME_TEXT = "How many seconds pass from the first frame of this video to its last?"
-_ANSWER_BY_LETTER = "Answer with only the letter of the correct option."
+ANSWER_BY_LETTER = "Answer with only the letter of the correct option."
 ANSWER_BY_WORDS = "Answer with a word or a short phrase."
 LETTERS = "ABCDE"
 
@@ -309,8 +309,7 @@ def to_llava(
 
 
 def _conversation(question: Question, video: str, boxes: Mapping[int, FrameBox]) -> LlavaRecord:
-    listed = "\n".join(f"({letter}) {option}" for letter, option in zip(LETTERS, question.options, strict=False))
-    asked = f"Options:\n{listed}\n{_ANSWER_BY_LETTER}"
+    asked = f"Options:\n{listed(question.options)}\n{ANSWER_BY_LETTER}"
     answer = question.letter
     if zlib.crc32(question.id.encode()) % 2:
         asked, answer = ANSWER_BY_WORDS, question.answer
@@ -321,6 +320,11 @@ def _conversation(question: Question, video: str, boxes: Mapping[int, FrameBox])
         video=video,
     )
     return record | {"regions": [boxes[body] for body in question.regions]} if question.regions else record
+
+
+def listed(options: Sequence[str]) -> str:
+    """Options with their letters, one a line."""
+    return "\n".join(f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False))
 
 
 def to_lessons(

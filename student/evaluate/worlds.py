@@ -32,7 +32,7 @@ class Worlds(R4DBench):
         if mode == "official":
             return tuple(replace(question, prompt=official_prompt(question)) for question in questions)
         if mode == "words":
-            return tuple(map(asked_for_words, questions))
+            return tuple(replace(each, prompt=f"{each.prompt}\n\n{ANSWER_BY_WORDS}") for each in questions)
         boxes = _boxes(data / "qa.json")
         return tuple(_as_trained(question, boxes, cast(RegionPrompt, mode)) for question in questions)
 
@@ -44,11 +44,6 @@ class Worlds(R4DBench):
     def files(self, data: Path) -> tuple[Path, ...]:
         """test.json, and qa.json for its boxes."""
         return data / "test.json", data / "qa.json"
-
-
-def asked_for_words(question: Question) -> Question:
-    """A bare question, in the words of plain worlds' lessons."""
-    return replace(question, prompt=f"{question.prompt}\n\n{ANSWER_BY_WORDS}")
 
 
 def _boxes(path: Path) -> dict[str, tuple[Box, ...]]:

@@ -3,7 +3,6 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,13 @@ from p4dprep.storage import Store
 from p4dprep.worlds.generate import make_scene, scene_of
 from p4dprep.worlds.grounding import describe_pictures, to_grounding
 from p4dprep.worlds.lists import write_lists
-from p4dprep.worlds.questions import Query, Question, balance, to_lessons
+from p4dprep.worlds.questions import LlavaRecord, Query, Question, balance, to_lessons
 from p4dprep.worlds.render import trace
-from p4dprep.worlds.scene import PLAIN_SPLITS, Scene
+from p4dprep.worlds.scene import PLAIN_SPLITS, Scene, Split
 from p4dprep.worlds.stages import STAGES
 from p4dprep.worlds.templates import ask
 from p4dprep.worlds.write import Recipe, presentation_seconds, process_pool, render_clips, video_key
+from student.evaluate.common import letter_of_words
 from student.evaluate.worlds import Worlds
 from tests.p4dprep.worlds.guesser import accuracy, chance, learned
 from tests.p4dprep.worlds.stages import facts_of
@@ -27,8 +27,8 @@ NUM_SCENES, NUM_CLIPS = 120, 4
 RECIPE = Recipe(split="plain_test", seed=5, size=(48, 48))
 
 
-def corpus(split: str, num_scenes: int, seed: int) -> list[Query]:
-    scenes = [make_scene(split, seed, index) for index in range(num_scenes)]  # type: ignore[arg-type]
+def corpus(split: Split, num_scenes: int, seed: int) -> list[Query]:
+    scenes = [make_scene(split, seed, index) for index in range(num_scenes)]
     return [query for scene in scenes for query in ask(scene, facts_of(scene, num_times=5))]
 
 
@@ -48,9 +48,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("split", PLAIN_SPLITS)
-def test_balls_of_different_colours_lie_before_a_standing_camera(split: str) -> None:
+def test_balls_of_different_colours_lie_before_a_standing_camera(split: Split) -> None:
     for index in range(30):
-        scene = make_scene(split, 0, index)  # type: ignore[arg-type]
+        scene = make_scene(split, 0, index)
         assert scene == scene_of(scene.id)
         assert (scene.setting, scene.camera.kind, scene.effects.noise) == ("plain", "stand", 0.0)
         colours = [body.colour for body in scene.bodies]
@@ -72,22 +72,29 @@ def test_whoever_reads_the_names_only_guesses(questions: tuple[Question, ...]) -
     assert accuracy(learned(seen), asked) <= chance(asked) + 0.03
 
 
-def lessons_of(questions: tuple[Question, ...]) -> list[dict[str, object]]:
+def lessons_of(questions: tuple[Question, ...]) -> list[LlavaRecord]:
     ids = dict.fromkeys(question.scene_id for question in questions)
-    records = to_lessons(
+    return to_lessons(
         questions, videos={name: f"{name}.mp4" for name in ids}, durations_seconds=dict.fromkeys(ids, 2.0)
     )
-    return [dict(record) for record in records]
 
 
-def pairs(record: Mapping[str, object]) -> list[tuple[str, str]]:
-    turns = [turn["value"] for turn in record["conversations"]]  # type: ignore[attr-defined]
+def pairs(record: LlavaRecord) -> list[tuple[str, str]]:
+    turns = [turn["value"] for turn in record["conversations"]]
     return list(zip(turns[::2], turns[1::2], strict=True))
+
+
+@pytest.mark.parametrize("number", ["0.3", "1", "2", "5"])
+def test_whoever_always_says_the_same_number_only_guesses(questions: tuple[Question, ...], number: str) -> None:
+    measures = [question for question in questions if all(re.match(r"[\d.]+ m", each) for each in question.options)]
+    right = [letter_of_words(f"{number} m", question.options) == question.letter for question in measures]
+    assert len(measures) > 100
+    assert abs(np.mean(right) - chance(measures)) < 0.01
 
 
 def test_lessons_hold_every_question_once_and_ask_for_words(questions: tuple[Question, ...]) -> None:
     asked = [pair for record in lessons_of(questions) for pair in pairs(record)]
-    said = Counter()  # type: ignore[var-annotated]
+    said = Counter[tuple[str, str]]()
     for text, answer in asked:
         question, _, rest = text.removeprefix("<video>\n").partition("\n\n")
         assert rest == "Answer with a word or a short phrase."
@@ -146,7 +153,7 @@ def test_nothing_of_motion_depth_or_time_is_in_the_grounding(folder: Path) -> No
 def test_an_option_that_is_read_out_is_any_of_them(questions: tuple[Question, ...]) -> None:
     same = [question for question in questions if question.scene_id == questions[0].scene_id]
     read = [to_grounding(f"plain_train-3-{n}", "v.mp4", (), same) for n in range(60)]
-    letters = Counter(answer for records in read for record in records for _, answer in pairs(dict(record)))
+    letters = Counter(answer for records in read for record in records for _, answer in pairs(record))
     assert set(letters) >= set("ABCD")
 
 
