@@ -77,6 +77,13 @@ def train(
         str | None,
         typer.Option(help="Array of cached vision features; the tower does not run.", rich_help_panel=LEARNT),
     ] = None,
+    conversations_per_sample: Annotated[
+        int | None,
+        typer.Option(
+            help="Conversations over one clip that share its video, each blind to the others.  [default: 1]",
+            rich_help_panel=SCHEDULE,
+        ),
+    ] = None,
     leave_out: Annotated[
         bool | None,
         typer.Option("--leave-out", help="Leave out samples that cannot be used.  [default: stop]"),
@@ -138,6 +145,7 @@ def train(
         "time_cue": time_cue,
         "tune": tune,
         "regions": regions,
+        "conversations_per_sample": conversations_per_sample,
         "features": features,
         "on_problem": "leave out" if leave_out else None,
         "epochs": epochs,

@@ -46,10 +46,14 @@ def cued(sample: StudentSample, cue: TimeCue) -> StudentSample:
             raise RequestError(f"sample {sample.id!r} has cached features, which show no marks; use another time cue")
         return replace(sample, frames_thwc=_marked(sample.id, sample.frames_thwc, seconds))
     if cue == "prompt" and sample.conversation:
-        first, *others = sample.conversation
-        told = Turn(role="user", text="\n".join(filter(None, (_sentence(seconds), first.text))))
-        return replace(sample, conversation=(told, *others))
+        told, *others = (_told(talk, _sentence(seconds)) for talk in (sample.conversation, *sample.others))
+        return replace(sample, conversation=told, others=tuple(others))
     return sample
+
+
+def _told(talk: Sequence[Turn], sentence: str) -> tuple[Turn, ...]:
+    first, *others = talk
+    return (Turn(role="user", text="\n".join(filter(None, (sentence, first.text)))), *others)
 
 
 def _sentence(seconds: Sequence[float]) -> str:

@@ -55,6 +55,8 @@ class DataConfig:
             they say of left and right would be wrong.
         seed: of the augmentation.
         features: array of the student's own vision features, see `student.features`: they are read in place of frames.
+        conversations_per_sample: how many conversations over one clip a sample has at most. They are drawn once, by
+            `seed`. Those whose regions are marked in the frames stay alone, since no other sees the same.
     """
 
     targets: tuple[str, ...] = ()
@@ -64,6 +66,7 @@ class DataConfig:
     flip: bool = False
     seed: int = 0
     features: str | None = None
+    conversations_per_sample: int = 1
 
     def __post_init__(self) -> None:
         if self.features is not None and (self.flip or self.frame_size is not None):
@@ -79,7 +82,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingSample:
-    """One conversation, its media and its clip's targets.
+    """One conversation or several over one video, its media and its clip's targets.
 
     Attributes:
         sample: what the student sees.
@@ -140,12 +143,13 @@ class TrainingData(Dataset[TrainingSample]):
         # What samples are made of: a run is held to these.
         self.groups = tuple(sorted({target.group for target in read}))
         self._groups = list(self.groups or cache.groups()[:1])
-        self.clip_of_row = self._join(cache, report)
-        self.conversation_of_row = np.flatnonzero(self.clip_of_row != _LEFT_OUT)
-        self.clip_of_row = self.clip_of_row[self.conversation_of_row]
+        clips = self._join(cache, report)
+        used = np.flatnonzero(clips != _LEFT_OUT)
         if self._features and conversations is not None and config.regions != "boxes":
-            refuse_marks(conversations.table, self.conversation_of_row[self.clip_of_row >= 0])
-        report.num_used = len(self)
+            refuse_marks(conversations.table, used[clips[used] >= 0])
+        self.conversations_of_row = self._together(used, clips[used])
+        self.clip_of_row = clips[self.conversations_of_row[:, 0]]
+        report.num_used = len(used)
         if not len(self):
             raise RequestError(f"{cache.store.url}: nothing is left to train on; {report}")
         self._reader: _Reader | None = None
@@ -167,6 +171,26 @@ class TrainingData(Dataset[TrainingSample]):
             report.leave_out("without targets", f"clip {clip} lacks targets of {lacking}")
             clips[row] = _LEFT_OUT
         return clips
+
+    def _together(self, numbers_n: NDArray[np.int64], clips_n: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Conversations of each row, (rows, conversations_per_sample), in the order of the first; -1 fills up."""
+        size = self.config.conversations_per_sample
+        if size == 1 or self._conversations is None or not len(numbers_n):
+            return numbers_n[:, None]
+        is_alone = clips_n < 0
+        if self.config.regions != "boxes":
+            lengths = pc.list_value_length(self._conversations.table.column("regions")).to_numpy()
+            is_alone |= lengths[numbers_n] > 0
+        # Alone means a clip of one's own; a clip's conversations are shuffled, then cut into rows.
+        keys_n = np.where(is_alone, len(self._clips) + np.arange(len(clips_n)), clips_n)
+        order = np.lexsort((mixed(self.config.seed, numbers_n.astype(np.uint64)), keys_n))
+        keys_n, numbers_n = keys_n[order], numbers_n[order]
+        begins = np.flatnonzero(np.r_[True, keys_n[1:] != keys_n[:-1]])
+        place_n = np.arange(len(keys_n)) - np.repeat(begins, np.diff(np.r_[begins, len(keys_n)]))
+        row_n = np.cumsum(place_n % size == 0) - 1
+        rows = np.full((row_n[-1] + 1, size), -1, np.int64)
+        rows[row_n, place_n % size] = numbers_n
+        return rows[np.argsort(rows[:, 0])]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_reader": None}
@@ -196,16 +220,27 @@ class TrainingData(Dataset[TrainingSample]):
         return f"clip {self._clips.column('id')[clip].as_py()}" if clip >= 0 else f"sample {self._conversation(row).id}"
 
     def _conversation(self, row: int) -> Conversation:
-        number, clip = int(self.conversation_of_row[row]), int(self.clip_of_row[row])
+        """A row's first conversation, which gives the sample its name."""
         if self._conversations is None:
-            return Conversation(id=self._clips.column("id")[clip].as_py(), turns=())
-        return self._conversations[number]
+            return Conversation(id=self._clips.column("id")[int(self.clip_of_row[row])].as_py(), turns=())
+        return self._conversations[int(self.conversations_of_row[row, 0])]
+
+    def _others(self, row: int) -> tuple[tuple[Turn, ...], ...]:
+        """What is said in a row's further conversations."""
+        numbers = [number for number in self.conversations_of_row[row, 1:].tolist() if number >= 0]
+        talks = [self._conversations[number] for number in numbers] if self._conversations is not None else []
+        return tuple(map(self._turns, talks))
 
     def _read(self, key: SampleKey) -> TrainingSample:
         talk, clip = self._conversation(key.row), int(self.clip_of_row[key.row])
         if clip == _NO_CLIP:
             images = tuple(self._image(path) for path in talk.images)
             return self._told(talk, StudentSample(id=talk.id, images_hwc=images), None, {})
+        found = self._of_clip(key, talk, clip)
+        return replace(found, sample=replace(found.sample, others=self._others(key.row)))
+
+    def _of_clip(self, key: SampleKey, talk: Conversation, clip: int) -> TrainingSample:
+        """A sample of a clip with its first conversation."""
         clip_id = self._clips.column("id")[clip].as_py()
         targets = {name: self._open().read(target, clip) for name, target in self.targets.items()}
         if self._features is not None:
@@ -234,12 +269,17 @@ class TrainingData(Dataset[TrainingSample]):
         self, talk: Conversation, sample: StudentSample, clip_id: str | None, targets: Mapping[str, NDArray[Any]]
     ) -> TrainingSample:
         """The sample with its text, and its regions shown."""
-        turns = talk.turns
-        if talk.regions:
-            turns = (Turn(role="user", text=f"{self._region_text(talk)}\n{turns[0].text}"), *turns[1:])
-            if self.config.regions != "boxes":
-                sample = _marked(sample, talk)
-        return TrainingSample(sample=replace(sample, conversation=turns), clip_id=clip_id, targets=targets)
+        if talk.regions and self.config.regions != "boxes":
+            sample = _marked(sample, talk)
+        told = replace(sample, conversation=self._turns(talk))
+        return TrainingSample(sample=told, clip_id=clip_id, targets=targets)
+
+    def _turns(self, talk: Conversation) -> tuple[Turn, ...]:
+        """What is said, with its regions in words."""
+        if not talk.regions:
+            return talk.turns
+        first, *others = talk.turns
+        return (Turn(role="user", text=f"{self._region_text(talk)}\n{first.text}"), *others)
 
     def _region_text(self, talk: Conversation) -> str:
         if talk.video is not None and self._open().cache.sampling.resize == "pad":

@@ -53,11 +53,12 @@ class VisionFeatures:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StudentSample:
-    """One conversation over one video, over still images, or over nothing shown.
+    """One conversation over one video, over still images, or over nothing shown; or several over one video.
 
     Attributes:
         id: of the sample; it travels with its arrays as far as the loss.
         conversation: turns that begin with the user and alternate; empty for distillation without text.
+        others: further such conversations over the same video, each of which sees the video and no other's words.
         frames_thwc: uint8 RGB frames of the video, (t, h, w, 3); None for still images and for cached features.
         time_seconds: their presentation times, float64 (t,), never decreasing: a short clip repeats frames. None for
             still images.
@@ -67,6 +68,7 @@ class StudentSample:
 
     id: str
     conversation: tuple[Turn, ...] = ()
+    others: tuple[tuple[Turn, ...], ...] = ()
     frames_thwc: NDArray[np.uint8] | None = None
     time_seconds: NDArray[np.float64] | None = None
     images_hwc: tuple[NDArray[np.uint8], ...] = ()
@@ -78,8 +80,11 @@ class StudentSample:
             raise RequestError(f"{where} has a video and pictures; give it one of them")
         if self.frames_thwc is not None and self.features is not None:
             raise RequestError(f"{where} has a video's frames and its features; give it one of them")
-        if any(turn.role != ("user", "assistant")[place % 2] for place, turn in enumerate(self.conversation)):
-            raise RequestError(f"{where}: user and assistant must take turns, the user first")
+        for talk in (self.conversation, *self.others):
+            if any(turn.role != ("user", "assistant")[place % 2] for place, turn in enumerate(talk)):
+                raise RequestError(f"{where}: user and assistant must take turns, the user first")
+        if self.others and not (self.has_video and all((self.conversation, *self.others))):
+            raise RequestError(f"{where} has several conversations; they need words each, and a video")
         if not self.conversation and not self.has_video and not self.images_hwc:
             raise RequestError(f"{where} has neither a conversation nor anything shown")
         for picture in self.images_hwc if self.frames_thwc is None else tuple(self.frames_thwc):

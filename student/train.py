@@ -252,6 +252,7 @@ def _data(config: TrainConfig, cache: Cache, report: Report) -> TrainingData:
         regions=config.regions,
         flip=config.flip,
         features=config.features,
+        conversations_per_sample=config.conversations_per_sample,
         seed=config.seed,
     )
     conversations = read_conversations(config.qa, report) if config.qa else None
@@ -267,7 +268,7 @@ def _identity(cache: Cache, data: TrainingData, student: Path, config: TrainConf
         "student": weights_digest(student),
         "student's settings": _digest_of_files(sorted([*student.glob("*.json"), *student.glob("*.jinja")])),
         "conversations": _digest_of_files(files),
-        "samples": _digest_of_arrays(data.clip_of_row, data.conversation_of_row),
+        "samples": _digest_of_arrays(data.clip_of_row, data.conversations_of_row),
         **made,
     }
 
@@ -296,7 +297,9 @@ def _claim(run: Path, config: TrainConfig, identity: Mapping[str, str]) -> None:
     settings = config.settings()
     if run_folder.has_begun(run):
         made = json.loads((run / run_folder.IDENTITY).read_text())
-        before = run_folder.read_settings(run)
+        # A run that an earlier version began lacks the fields that were added since: it had their defaults.
+        defaults = {name: field.default for name, field in TrainConfig.model_fields.items()}
+        before = defaults | run_folder.read_settings(run)
         changed = [name for name in settings if name not in FREE_FIELDS and before.get(name) != settings[name]]
         changed += [name for name in sorted({*made, *identity}) if made.get(name) != identity.get(name)]
         if changed:
@@ -314,7 +317,7 @@ def _report(run: Path, made: _Prepared, seconds: float) -> TrainReport:
     return TrainReport(
         run=run,
         num_steps=made.num_steps,
-        num_samples=made.report.num_used,
+        num_samples=len(made.data),
         num_left_out=made.report.counts.total(),
         left_out=str(made.report),
         seconds=seconds,

@@ -49,6 +49,8 @@ class TrainConfig(BaseModel):
         frame_size: height and width of the student's frames; None takes the kept frames' size, else the cache's.
         features: array of the student's own vision features in the cache (`extract --teacher student:MODEL`); the
             vision tower then does not run.
+        conversations_per_sample: how many conversations over one clip share a sample, each blind to the others: the
+            video, its targets and the losses of both are then paid for once. `batch_size` counts samples.
 
         epochs, max_steps: how long; steps win.
         batch_size: samples of one step, over all workers.
@@ -97,6 +99,7 @@ class TrainConfig(BaseModel):
     on_problem: OnProblem = "stop"
     frame_size: tuple[int, int] | None = None
     features: str | None = None
+    conversations_per_sample: int = Field(default=1, ge=1)
 
     epochs: int = Field(default=5, ge=1)
     max_steps: int | None = Field(default=None, ge=1)

@@ -36,7 +36,7 @@ from p4dprep.worlds.stages import SCENERY, STAGES, Painter, Stage, near_colour
 GRAVITY = 9.81
 
 _FPS = (6, 8, 10, 12, 15)
-_FULL_SETTINGS = tuple(setting for setting in SETTINGS if setting != "plain")
+_FULL_SETTINGS = tuple(setting for setting in SETTINGS if setting not in PLAIN_SPLITS.values())
 _NUM_TRIES = 40
 _MIN_BODIES = 3
 _STILL_SHARE = 0.35
@@ -103,7 +103,7 @@ LAYOUTS: dict[Split, dict[str, Spots]] = {
     "test": {"grid": _grid, "corner": _corner},
     "hard": {"spiral": _spiral, "cluster": _cluster},
 }
-LAYOUTS |= {"plain_train": LAYOUTS["train"], "plain_test": LAYOUTS["test"]}
+LAYOUTS |= {split: LAYOUTS["train" if split.endswith("train") else "test"] for split in PLAIN_SPLITS}
 
 
 def held_out(category: str, other: str) -> bool:
@@ -134,7 +134,7 @@ def make_scene(split: Split, seed: int, index: int) -> Scene:
     if seed < 0 or index < 0:
         raise RequestError(f"seed {seed} and index {index} of a world must not be negative")
     rng = np.random.default_rng([SPLITS.index(split), seed, index])
-    setting: Setting = "plain" if split in PLAIN_SPLITS else _FULL_SETTINGS[rng.integers(len(_FULL_SETTINGS))]
+    setting = PLAIN_SPLITS.get(split) or _FULL_SETTINGS[rng.integers(len(_FULL_SETTINGS))]
     stage = STAGES[setting]
     seconds = _frame_seconds(rng)
     camera = _camera(rng, stage, seconds[-1])
@@ -267,7 +267,7 @@ def _bodies(
     for ahead, aside in spots(rng, count):
         add(ahead, aside)
     for _ in range(_NUM_TRIES):  # a layout may have left no room for some
-        if len(bodies) < _MIN_BODIES:
+        if len(bodies) < min(_MIN_BODIES, fewest):
             add(*_scatter(rng, 1)[0])
     return tuple(bodies)
 

@@ -39,7 +39,6 @@ LETTERS = "ABCDE"
 MIN_RATIO = 1.3  # of two measures that are offered together
 _MIN_OFFSET_FRACTION = 0.35  # of the farther one's distance, between two points that are offered together
 _NUM_OPTIONS = (5, 4)  # wanted, and still good
-_MAX_TURNS = 3  # of a lesson: they share the video's tokens, and more of them would make lessons of uneven length
 _NUM_OPEN_GROUPS = 64  # that are searched for a place; bounds the time, not the result's balance
 
 
@@ -330,52 +329,34 @@ def listed(options: Sequence[str]) -> str:
 def to_lessons(
     questions: Iterable[Question], *, videos: Mapping[str, str], durations_seconds: Mapping[str, float]
 ) -> list[LlavaRecord]:
-    """Conversations of several turns for training on plain worlds.
+    """Conversations for training on plain worlds, one a question; each scene is also asked how long it is.
 
     Every answer is in words, since a student made from nothing takes longest to learn what a letter stands for. Things
-    go by their names. No conversation asks twice of the same thing alone, so that no answer can be read off an earlier
-    one. Each scene is also asked how long it is.
+    go by their names.
 
     Args:
-        questions: what is asked, with their regions.
+        questions: what is asked, with their regions, in the order of scenes.
         videos: scene id to path, of all scenes.
         durations_seconds: scene id to seconds from the first frame to the last.
     """
-    lessons: list[LlavaRecord] = []
-    by_scene = {scene_id: list(same) for scene_id, same in groupby(questions, lambda question: question.scene_id)}
-    for scene_id, video in videos.items():
-        asked = [
-            *map(_lesson, by_scene.get(scene_id, [])),
-            (-1, _TIME_TEXT, f"{durations_seconds[scene_id]:.2f} seconds"),
-        ]
-        order = scene_rng(f"{scene_id} lessons").permutation(len(asked))
-        for number, talk in enumerate(_talks([asked[place] for place in order])):
-            turns: list[Turn] = []
-            for _, text, answer in talk:
-                turns += [{"from": "human", "value": f"{text}\n\n{ANSWER_BY_WORDS}"}, {"from": "gpt", "value": answer}]
-            turns[0]["value"] = f"<video>\n{turns[0]['value']}"
-            lessons.append(LlavaRecord(id=f"{scene_id}-t{number}", conversations=turns, video=video))
-    return lessons
+    named = [question.named() for question in questions]
+    asked = {scene_id: list(same) for scene_id, same in groupby(named, lambda question: question.scene_id)}
+    return [
+        _lesson(f"{scene_id}-t{number}", video, text, answer)
+        for scene_id, video in videos.items()
+        for number, (text, answer) in enumerate(
+            [
+                *((question.text, question.answer) for question in asked.get(scene_id, [])),
+                (_TIME_TEXT, f"{durations_seconds[scene_id]:.2f} seconds"),
+            ]
+        )
+    ]
 
 
-_Lesson = tuple[int, str, str]
-"""The one thing that is asked about, or -1 for several or the whole; the question; its answer."""
-
-
-def _lesson(question: Question) -> _Lesson:
-    named = question.named()
-    return question.regions[0] if len(question.regions) == 1 else -1, named.text, named.answer
-
-
-def _talks(asked: Sequence[_Lesson]) -> list[list[_Lesson]]:
-    """The questions in short runs, each of them asking once of every thing at most."""
-    talks: list[dict[int, _Lesson]] = []
-    for lesson in asked:
-        talk = next((talk for talk in talks if len(talk) < _MAX_TURNS and lesson[0] not in talk), None)
-        if talk is None:
-            talks.append(talk := {})
-        talk[lesson[0]] = lesson
-    return [list(talk.values()) for talk in talks]
+def _lesson(name: str, video: str, text: str, answer: str) -> LlavaRecord:
+    human = f"<video>\n{text}\n\n{ANSWER_BY_WORDS}"
+    turns: list[Turn] = [{"from": "human", "value": human}, {"from": "gpt", "value": answer}]
+    return LlavaRecord(id=name, conversations=turns, video=video)
 
 
 def to_timebench(scenes: Iterable[Scene], *, videos: Mapping[str, str]) -> list[R4DRecord]:

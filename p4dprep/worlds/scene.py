@@ -15,12 +15,20 @@ from numpy.typing import NDArray
 Vector = tuple[float, float, float]
 Floats = NDArray[np.float64]
 
-Split = Literal["train", "val", "test", "hard", "plain_train", "plain_test"]
-Setting = Literal["room", "road", "table", "landscape", "plain"]
+Split = Literal["train", "val", "test", "hard", "plain_train", "plain_test", "single_train", "single_test"]
+Setting = Literal["room", "road", "table", "landscape", "plain", "single"]
 SHAPES = Literal["box", "sphere", "cylinder", "capsule", "room", "ground"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-PLAIN_SPLITS: tuple[Split, ...] = ("plain_train", "plain_test")
-"""Balls on a plane before a standing camera, asked about by their colours: for students of a million parameters."""
+PLAIN_SPLITS: dict[Split, Setting] = {
+    "plain_train": "plain",
+    "plain_test": "plain",
+    "single_train": "single",
+    "single_test": "single",
+}
+"""Balls on a plane before a standing camera, asked about by their colours: for students of a million parameters.
+
+Who is asked about a single ball need not find the one that is meant, only see what it does.
+"""
 SETTINGS: tuple[Setting, ...] = get_args(Setting)
 
 STILL_METRES_PER_SECOND = 0.0005
@@ -321,7 +329,7 @@ class Scene:
     Attributes:
         id: `SPLIT-SEED-INDEX`; the same id is the same scene everywhere.
         split: which split it belongs to.
-        setting: room, road, table, landscape or plain.
+        setting: room, road, table, landscape, plain or single.
         layout: how the bodies were placed.
         bodies: things one may ask about, each with its own name; instance i + 1 is body i.
         scenery: what stands around, never moving.

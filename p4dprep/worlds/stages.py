@@ -1,7 +1,7 @@
 """Where a world's bodies live: what each setting allows, and what stands around."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -132,6 +132,7 @@ STAGES: dict[Setting, Stage] = {
         has_effects=False,
     ),
 }
+STAGES["single"] = replace(STAGES["plain"], num_bodies=(1, 1))
 
 
 def near_colour(rng: np.random.Generator, colour: Vector, spread: float = 0.06) -> Vector:
@@ -228,4 +229,5 @@ SCENERY: dict[Setting, Callable[[np.random.Generator, Stage, Painter], Iterator[
     "table": _table,
     "landscape": _landscape,
     "plain": _plain,
+    "single": _plain,
 }

@@ -180,3 +180,6 @@ STATIC_TEMPLATES: tuple[Template, ...] = (
 
 PLAIN_STATIC_TEMPLATES: tuple[Template, ...] = (_dm_distance, _sr_quadrant, _sr_extreme)
 """What is asked about plain worlds: nothing whose answer is a point in space."""
+
+SINGLE_STATIC_TEMPLATES: tuple[Template, ...] = (_dm_camera,)
+"""What is asked about plain worlds of one ball, which has no others to be compared with."""

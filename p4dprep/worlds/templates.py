@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from p4dprep.worlds.dynamic_templates import DYNAMIC_TEMPLATES, PLAIN_DYNAMIC_TEMPLATES
 from p4dprep.worlds.questions import Query
-from p4dprep.worlds.scene import Scene
-from p4dprep.worlds.static_templates import PLAIN_STATIC_TEMPLATES, STATIC_TEMPLATES
+from p4dprep.worlds.scene import PLAIN_SPLITS, Scene
+from p4dprep.worlds.static_templates import PLAIN_STATIC_TEMPLATES, SINGLE_STATIC_TEMPLATES, STATIC_TEMPLATES
 from p4dprep.worlds.tracks import ObjectFacts
 from p4dprep.worlds.view import View
 
@@ -28,7 +28,8 @@ def ask(scene: Scene, facts: Sequence[ObjectFacts]) -> tuple[Query, ...]:
     if not scene.bodies:
         return ()
     view = View(scene, facts)
-    if scene.setting == "plain":
-        templates = (*PLAIN_STATIC_TEMPLATES, *PLAIN_DYNAMIC_TEMPLATES)
+    if scene.split in PLAIN_SPLITS:
+        static = SINGLE_STATIC_TEMPLATES if scene.setting == "single" else PLAIN_STATIC_TEMPLATES
+        templates = (*static, *PLAIN_DYNAMIC_TEMPLATES)
         return tuple(query for template in templates for query in template(view) if query.template not in _NOT_PLAIN)
     return tuple(query for template in (*STATIC_TEMPLATES, *DYNAMIC_TEMPLATES) for query in template(view))

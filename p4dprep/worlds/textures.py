@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from p4dprep.worlds.scene import Split, Texture
+from p4dprep.worlds.scene import PLAIN_SPLITS, Split, Texture
 
 Array = NDArray[np.float32]
 
@@ -109,7 +109,7 @@ FAMILIES: dict[Split, tuple[str, ...]] = {
     "test": ("dots", "weave", "patches"),
     "hard": ("zigzag", "diamonds"),
 }
-FAMILIES |= {"plain_train": FAMILIES["train"], "plain_test": FAMILIES["test"]}
+FAMILIES |= {split: FAMILIES["train" if split.endswith("train") else "test"] for split in PLAIN_SPLITS}
 
 
 def colours(texture: Texture, points_3n: Array, footprint_n: Array) -> Array:

@@ -6,7 +6,7 @@ An adapter holds a processor and a config, no weights, and pickles: a DataLoader
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -28,10 +28,12 @@ _SEQUENCES = ("input_ids", "attention_mask", "mm_token_type_ids")
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedSample:
-    """One sample before padding: `sequences` by name and `labels` each (s,), `media` as the processor gave them."""
+    """One sample before padding: `sequences` by name, `labels` and `branch_starts` each (s,), `media` as the processor
+    gave them."""
 
     sequences: dict[str, Tensor]
     labels: Tensor
+    branch_starts: Tensor
     media: dict[str, Tensor]
     video_tokens: VideoTokens | None
     time_seconds: Tensor | None
@@ -211,6 +213,7 @@ class FamilyAdapter(ABC):
             ),
             time_seconds=tuple(one.time_seconds for one in encoded) if tpe else None,
             features=_stacked_features(encoded),
+            branch_starts=_padded_branches(encoded, gaps) if any(sample.others for sample in samples) else None,
         )
 
     def join_media(self, media: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -232,6 +235,42 @@ class FamilyAdapter(ABC):
         return VideoTokens(positions_tyx=places_n.reshape(grid_tyx), frame_spans=spans)
 
     def _encode_one(self, sample: StudentSample) -> EncodedSample:
+        """A sample of several conversations has what they share once, then what each of them says."""
+        if not sample.others:
+            return self._encode_conversation(sample)
+        seen = self._pixelless(sample)
+        first, *rest = (
+            self._encode_conversation(replace(shown, conversation=talk, others=()))
+            for shown, talk in ((sample, sample.conversation), *((seen, talk) for talk in sample.others))
+        )
+        ids = first.sequences["input_ids"]
+        shared = int((ids == self.video_token_id).nonzero()[-1]) + 1
+        if any(not torch.equal(one.sequences["input_ids"][:shared], ids[:shared]) for one in rest):
+            raise RequestError(
+                f"sample {sample.id!r}: the chat template of this {self.model_type} model writes something before the "
+                "video that depends on what is asked; use one conversation a sample"
+            )
+        starts = [torch.zeros(shared, dtype=torch.int64)]
+        for length in (len(one.labels) - shared for one in (first, *rest)):
+            starts.append(torch.full((length,), sum(map(len, starts))))
+        return replace(
+            first,
+            sequences={
+                name: torch.cat([values, *(one.sequences[name][shared:] for one in rest)])
+                for name, values in first.sequences.items()
+            },
+            labels=torch.cat([first.labels, *(one.labels[shared:] for one in rest)]),
+            branch_starts=torch.cat(starts),
+        )
+
+    def _pixelless(self, sample: StudentSample) -> StudentSample:
+        """The sample as it is laid out, where its pixels were given before; as it is, where the layout needs them."""
+        if sample.frames_thwc is None or self.no_features:
+            return sample
+        blank = VisionFeatures(values=np.empty(0, np.float32), frame_size=sample.frames_thwc.shape[1:3])
+        return replace(sample, frames_thwc=None, features=blank)
+
+    def _encode_conversation(self, sample: StudentSample) -> EncodedSample:
         text, answers = self._render(sample)
         features = self._process(sample, text)
         (replacements,) = features.pop("text_replacement_offsets")
@@ -247,6 +286,7 @@ class FamilyAdapter(ABC):
         return EncodedSample(
             sequences=sequences,
             labels=_labels(ids, offsets, [_expanded(span, replacements) for span in answers]),
+            branch_starts=torch.zeros_like(ids),
             media={name: value for name, value in media.items() if not value.is_meta},
             features=values,
             video_tokens=tokens,
@@ -254,7 +294,7 @@ class FamilyAdapter(ABC):
         )
 
     def _checked_features(self, sample: StudentSample, media: Mapping[str, Tensor]) -> Tensor | None:
-        if sample.features is None or sample.time_seconds is None:
+        if sample.features is None or sample.time_seconds is None or not sample.features.values.size:
             return None
         values, expected = sample.features.values, self.feature_sizes(media, len(sample.time_seconds))
         if values.shape != tuple(expected.values()):
@@ -359,6 +399,15 @@ def _stacked_features(encoded: Sequence[EncodedSample]) -> Tensor | None:
     if len(features) != num_videos or len({one.shape for one in features}) > 1:
         raise RequestError("a batch has videos with features and with frames, or of several sizes; give it one kind")
     return torch.stack(features)
+
+
+def _padded_branches(encoded: Sequence[EncodedSample], gaps: Sequence[tuple[int, int]]) -> Tensor:
+    """Their branches in the padded sequences: a branch begins later by what was put before it."""
+    moved = [
+        torch.where(one.branch_starts > 0, one.branch_starts + gap[0], 0)
+        for one, gap in zip(encoded, gaps, strict=True)
+    ]
+    return torch.stack([pad(starts, gap) for starts, gap in zip(moved, gaps, strict=True)])
 
 
 def _expanded(span: tuple[int, int], replacements: Sequence[Any]) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from p4dprep.errors import RequestError
@@ -15,6 +16,9 @@ from student.tpe import timestamp_encoding
 
 Inject = Callable[[Tensor], Tensor]
 """From the LLM's input embeddings (b, s, c) to those it reads instead."""
+
+
+_MASKED_ATTENTION = ("sdpa", "eager")
 
 
 class Backbone:
@@ -112,6 +116,7 @@ class Backbone:
             hooks.enter_context(self.timed(batch))
             hooks.enter_context(projected(self, batch))
             hooks.enter_context(self.injecting(batch, inject))
+            hooks.enter_context(self._branching(batch))
             hidden = hooks.enter_context(self._captured(layer))
             output = self.model(**batch.inputs, labels=labels, use_cache=False)
         return StudentOutput(loss_sft=output.loss, logits_bsv=output.logits, hidden_bsc=hidden[0])
@@ -171,6 +176,44 @@ class Backbone:
         if pending:
             raise RuntimeError(f"{self.family}: the LLM was not called, so nothing was injected")
 
+    @contextmanager
+    def _branching(self, batch: StudentBatch) -> Iterator[None]:
+        """Within it, conversations over one video see it and not one another, and each begins where the video ends.
+
+        So each reads what it would read by itself, to the place and the token, and the video is read once for all.
+
+        Raises:
+            RequestError: an attention that takes no mask of its own.
+        """
+        starts_bs = batch.branch_starts
+        if starts_bs is None:
+            yield
+            return
+        attention = self.model.config.get_text_config()._attn_implementation
+        if attention not in _MASKED_ATTENTION:
+            raise RequestError(
+                f"several conversations a sample need an attention mask, which {attention} does not take; load the "
+                f"student with one of {', '.join(_MASKED_ATTENTION)}, or train on one conversation a sample"
+            )
+
+        def branch(
+            _module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            embeds_bsc, positions = keywords["inputs_embeds"], keywords.get("position_ids")
+            if positions is None:
+                positions = torch.arange(starts_bs.shape[1], device=starts_bs.device).expand(starts_bs.shape)
+            masked = {
+                "attention_mask": _branch_mask(starts_bs, batch.inputs["attention_mask"], embeds_bsc.dtype),
+                "position_ids": positions - _branch_offsets(starts_bs),
+            }
+            return arguments, keywords | masked
+
+        handle = self.llm.register_forward_pre_hook(branch, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
     def _module(self, path: str) -> nn.Module:
         module: nn.Module = self.model.get_submodule(path)
         return module
@@ -206,3 +249,24 @@ class Backbone:
             return (features + encoding.view(len(seconds), *[1] * (features.ndim - 2), -1), *arguments[1:])
 
         return add_times
+
+
+def _branch_mask(starts_bs: Tensor, attention_mask_bs: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to attention's logits, (b, 1, s, s): 0 where a token sees another, else the smallest number."""
+    num_places = starts_bs.shape[1]
+    is_earlier = torch.ones(num_places, num_places, dtype=torch.bool, device=starts_bs.device).tril()
+    is_shared = (starts_bs == 0)[:, None, :]
+    is_own = starts_bs[:, :, None] == starts_bs[:, None, :]
+    seen_bss = is_earlier & (is_shared | is_own) & (attention_mask_bs != 0)[:, None, :]
+    # What is padding may see itself: a row without anything would be no numbers.
+    seen_bss |= torch.eye(num_places, dtype=torch.bool, device=starts_bs.device)
+    return torch.zeros(seen_bss.shape, dtype=dtype, device=starts_bs.device).masked_fill(
+        ~seen_bss, torch.finfo(dtype).min
+    )[:, None]
+
+
+def _branch_offsets(starts_bs: Tensor) -> Tensor:
+    """How much later a token stands than if its conversation were the only one, (b, s)."""
+    is_branch = starts_bs > 0
+    first_b1 = torch.where(is_branch, starts_bs, starts_bs.shape[1]).amin(dim=1, keepdim=True)
+    return torch.where(is_branch, starts_bs - first_b1, 0)

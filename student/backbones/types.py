@@ -29,6 +29,8 @@ class StudentBatch:
         time_seconds: per sample (t,), float64; TPE adds these times. None turns TPE off.
         features: what the vision tower made of all videos of the batch, (videos, *shape of one), float; the tower then
             sees none of them. None where the inputs hold their pixels.
+        branch_starts: where samples have several conversations, (b, s), int64: the place in the sequence where the
+            conversation that a token belongs to begins; 0 for what all of them see, the video and what is before it.
     """
 
     ids: tuple[str, ...]
@@ -37,6 +39,7 @@ class StudentBatch:
     video_tokens: tuple[VideoTokens | None, ...]
     time_seconds: tuple[Tensor | None, ...] | None
     features: Tensor | None = None
+    branch_starts: Tensor | None = None
 
     def __repr__(self) -> str:
         shapes = {name: tuple(value.shape) for name, value in self.inputs.items()}
@@ -51,6 +54,7 @@ class StudentBatch:
             inputs={name: value.to(device, non_blocking=True) for name, value in self.inputs.items()},
             labels=self.labels.to(device, non_blocking=True),
             features=None if self.features is None else self.features.to(device, non_blocking=True),
+            branch_starts=None if self.branch_starts is None else self.branch_starts.to(device, non_blocking=True),
             video_tokens=tuple(
                 tokens and replace(tokens, positions_tyx=tokens.positions_tyx.to(device, non_blocking=True))
                 for tokens in self.video_tokens

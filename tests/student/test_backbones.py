@@ -98,6 +98,14 @@ def hidden_states(student: Backbone, batch: StudentBatch) -> list[Tensor]:
     return [row[mask.bool()] for row, mask in zip(hidden, batch.inputs["attention_mask"], strict=True)]
 
 
+@torch.no_grad()
+def answers_read(student: Backbone, batch: StudentBatch, row: int) -> tuple[Tensor, Tensor]:
+    """The tokens that one sample of a batch learns, (n,), and the logits they are told from, (n, vocabulary)."""
+    logits = student.forward(batch, layer=1).logits_bsv[row, :-1]
+    labels = batch.labels[row, 1:]
+    return labels[labels != -100], logits[labels != -100]
+
+
 class BackboneContract:
     """Subclass and give `family`, `frames_a_step` if the tower merges frames, and the model's sizes if they differ."""
 
@@ -209,6 +217,56 @@ class BackboneContract:
                 padding = int((batch.inputs["attention_mask"][place] == 0).sum())
                 shift = padding if padding_side == "left" else 0
                 assert torch.equal(tokens.positions_tyx, single.positions_tyx + shift)
+
+    def test_conversations_over_one_video_are_read_as_if_each_were_alone(self, student: Backbone) -> None:
+        talks = (QUESTION, TWO_QUESTIONS, turns("Which one moves?", "the left one"))
+        alone = [video(4, conversation=talk) for talk in talks]
+        together = [replace(alone[0], others=talks[1:]), video(4, seed=1)]
+        batch = student.encode(together)
+        expected = [answers_read(student, student.encode([sample]), 0) for sample in (*alone, together[1])]
+        found = [answers_read(student, batch, row) for row in range(2)]
+        assert [ids.tolist() for ids, _ in found] == [
+            [*expected[0][0].tolist(), *expected[1][0].tolist(), *expected[2][0].tolist()],
+            expected[3][0].tolist(),
+        ]
+        torch.testing.assert_close(found[0][1], torch.cat([logits for _, logits in expected[:3]]), rtol=0, atol=2e-5)
+        torch.testing.assert_close(found[1][1], expected[3][1], rtol=0, atol=2e-5)
+        assert batch.labels.shape[1] < sum(student.encode([sample]).labels.shape[1] for sample in alone)
+
+    def test_what_is_distilled_of_a_video_hears_no_conversation(self, student: Backbone) -> None:
+        several = replace(video(4), others=(TWO_QUESTIONS,))
+        tokens, hidden = [], []
+        for sample in (video(4), several):
+            batch = student.encode([sample])
+            tokens.append(batch.video_tokens[0])
+            with torch.no_grad():
+                hidden.append(student.forward(batch, layer=student.num_layers - 1).hidden_bsc[0])
+        first, second = (each[found.positions_tyx] for each, found in zip(hidden, tokens, strict=True) if found)
+        torch.testing.assert_close(second, first, rtol=0, atol=2e-5)
+
+    def test_gradients_of_several_conversations_are_the_sum_of_theirs(self, student: Backbone) -> None:
+        talks = (QUESTION, TWO_QUESTIONS)
+        alone = [video(4, conversation=talk) for talk in talks]
+        sums = []
+        for samples in (alone, [replace(alone[0], others=talks[1:])]):
+            student.model.zero_grad(set_to_none=True)
+            for sample in samples:
+                batch = student.encode([sample])
+                loss = student.forward(batch, layer=1).loss_sft
+                assert loss is not None
+                (loss * (batch.labels[:, 1:] != -100).sum()).backward()
+            sums.append([value.grad for value in student.llm.parameters() if value.grad is not None])
+        assert len(sums[0]) == len(sums[1]) > 0
+        for one, other in zip(*sums, strict=True):
+            torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-4)
+
+    def test_an_attention_without_masks_refuses_several_conversations(
+        self, student: Backbone, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        batch = student.encode([replace(video(4), others=(QUESTION,))])
+        monkeypatch.setattr(student.model.config.get_text_config(), "_attn_implementation", "flash_attention_2")
+        with pytest.raises(RequestError, match="attention mask, which flash_attention_2 does not take"):
+            student.forward(batch, layer=1)
 
     def test_labels_cover_only_the_assistants_turns_and_their_ends(self, student: Backbone) -> None:
         samples = [video(conversation=TWO_QUESTIONS), pictures(SIDE)]

@@ -282,6 +282,59 @@ class TestMedia:
             read(opened([{"image": "none.png", "conversations": turns()}], media_folder=None), 0)
 
 
+class TestSeveralConversations:
+    """Of clip-0 five, one of them with regions; of clip-1 one; and one of a still image."""
+
+    def data(self, opened: Opened, **config: Any) -> TrainingData:
+        def asked(name: str, clip: int, **more: Any) -> dict[str, Any]:
+            return talk(str(clip), id=name, conversations=turns(f"<video>\nWhat of {name}?")) | more
+
+        still = {"id": "still", "image": "still-0.png", "conversations": turns("<image>\nWhat of still?")}
+        first = [asked(f"q{number}", 0) for number in range(4)]
+        regions = asked("r", 0, regions=TestRegions.BOXES[:1], conversations=turns("<video>\nWhat of <obj_1>?"))
+        return opened([*first, asked("other", 1), still, regions], targets=(DEPTH,), **config)
+
+    @staticmethod
+    def asked_of(data: TrainingData) -> list[list[str]]:
+        samples = [read(data, row).sample for row in range(len(data))]
+        return [[talk[0].text for talk in (sample.conversation, *sample.others)] for sample in samples]
+
+    def test_none_is_lost_and_only_those_of_one_clip_are_together(self, opened: Opened) -> None:
+        found = self.asked_of(self.data(opened, conversations_per_sample=3, regions="marks"))
+        assert sorted(len(texts) for texts in found) == [1, 1, 1, 1, 3]
+        assert sorted(text.removeprefix("What of ") for texts in found for text in texts)[:5] == [
+            "<obj_1> is mark 1 in the first frame.\nWhat of <obj_1>?", "other?", "q0?", "q1?", "q2?",
+        ]  # fmt: skip
+        (together,) = (texts for texts in found if len(texts) == 3)
+        assert set(together) < {f"What of q{number}?" for number in range(4)}
+
+    def test_regions_told_in_words_are_no_reason_to_stay_alone(self, opened: Opened) -> None:
+        found = self.asked_of(self.data(opened, conversations_per_sample=5, regions="boxes"))
+        assert sorted(map(len, found)) == [1, 1, 5]
+        assert any(text.startswith("<obj_1> is the box [250,") for text in max(found, key=len))
+
+    def test_a_seed_decides_who_is_together(self, opened: Opened) -> None:
+        first, again, *others = (
+            self.asked_of(self.data(opened, conversations_per_sample=2, seed=seed)) for seed in (0, 0, 1, 2, 3)
+        )
+        assert first == again
+        assert any(other != first for other in others)
+
+    def test_the_targets_are_those_of_their_clip(self, opened: Opened) -> None:
+        data = self.data(opened, conversations_per_sample=4)
+        alone = self.data(opened)
+        for row in range(len(data)):
+            item = read(data, row)
+            (same,) = (
+                other
+                for other in (read(alone, number) for number in range(len(alone)))
+                if other.sample.id == item.sample.id
+            )
+            assert item.clip_id == same.clip_id
+            for name, values in item.targets.items():
+                np.testing.assert_array_equal(values, same.targets[name])
+
+
 class TestRegions:
     BOXES = ((0.25, 0.25, 0.75, 0.75), (0.25, 0.25, 0.5, 0.5))
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -72,6 +73,40 @@ class TestOrder:
     def test_another_seed_is_another_run(self, world: Path, finished: Path, tmp_path: Path) -> None:
         run(world, tmp_path / "run", max_steps=1, save_steps=1, seed=1)
         assert run_folder.read_log(tmp_path / "run")[0]["loss"] != run_folder.read_log(finished)[0]["loss"]
+
+
+def test_conversations_that_share_a_sample_are_learnt_as_those_that_do_not(world: Path, tmp_path: Path) -> None:
+    """One step over all there is: three questions on each of two clips, apart and together."""
+    answers = ("2 m", "It is near", "Yes", "The disc moves left and then passes behind the wall", "Yes", "2 m")
+    talks = [
+        {
+            "id": f"t{number}",
+            "video": f"clip-{number % 2}",
+            "conversations": [{"from": "human", "value": "<video>\nHow far?"}, {"from": "gpt", "value": answer}],
+        }
+        for number, answer in enumerate(answers)
+    ]
+    (tmp_path / "talks.json").write_text(json.dumps(talks))
+    settings = {"qa": [str(tmp_path / "talks.json")], "max_steps": 1, "save_steps": 1}
+    for name, size, batch in (("apart", 1, 6), ("together", 3, 2)):
+        report = run(
+            world, tmp_path / name, conversations_per_sample=size, batch_size=batch, micro_batch_size=batch, **settings
+        )
+        assert report.num_samples == batch
+    lines = [untimed(run_folder.read_log(tmp_path / name))[0] for name in ("apart", "together")]
+    assert lines[1].keys() == lines[0].keys() > {"sft", "ld"}
+    assert lines[1] == pytest.approx(lines[0] | {"epoch": 1.0}, rel=1e-4)
+    apart, together = weights(tmp_path / "apart"), weights(tmp_path / "together")
+    for name, values in apart.items():
+        torch.testing.assert_close(together[name], values, rtol=0, atol=1e-4)
+
+
+def test_a_run_begun_before_a_field_existed_goes_on(world: Path, copied: Path) -> None:
+    settings = yaml.safe_load((copied / run_folder.CONFIG).read_text())
+    del settings["conversations_per_sample"]
+    (copied / run_folder.CONFIG).write_text(yaml.safe_dump(settings))
+    shutil.rmtree(run_folder.last_checkpoint(copied))
+    assert run(world, copied, resume=True, picture_steps=2).last["step"] == 4
 
 
 class TestFolder:
