@@ -15,7 +15,7 @@ from p4dprep.worlds.render import camera_centre, ray_directions
 from p4dprep.worlds.scene import Scene
 from p4dprep.worlds.truth import Truth
 
-LATENTS_VERSION = "1"
+LATENTS_VERSION = "2"
 
 TUBELET = 2
 """Frames of one step; the last step of an odd number has one."""
@@ -32,6 +32,7 @@ MAX_FLOW_FRACTION = 1.0
 CHANNELS = (
     *("log_depth", "sky", "velocity_x", "velocity_y", "velocity_z"),
     *("position_x", "position_y", "position_z", "motion", "flow_u", "flow_v"),
+    *("body", "body_x", "body_y", "body_z"),
 )
 """What each channel is the mean of, over the pixels of a cell in a step's frames that have it; 0 where none has.
 
@@ -42,6 +43,8 @@ CHANNELS = (
 - `position_x`, `_y`, `_z`: tens of metres, of the visible surface, in the coordinates of the first frame's camera.
 - `motion`: share of the pixels that move in the world.
 - `flow_u`, `flow_v`: backward flow in tenths of the frame's width and height, cut to the whole frame.
+- `body`: share of the pixels that see a body, and not scenery or sky.
+- `body_x`, `_y`, `_z`: the position of those pixels, as above: in a large cell the scenery's would hide it.
 """
 
 
@@ -87,14 +90,17 @@ def latents(scene: Scene, seconds_t: NDArray[np.float64], found: Truth, grid: in
     has_flow = ~np.isnan(found.flow_thw2[..., 0])  # both components or none
     log_depth = np.log(found.depth_thw, where=is_seen, out=np.zeros_like(found.depth_thw))
     flow = np.clip(found.flow_thw2 / np.array([width, height]), -MAX_FLOW_FRACTION, MAX_FLOW_FRACTION)
-    everywhere = np.ones_like(is_seen)
+    everywhere, is_body = np.ones_like(is_seen), found.instances_thw > 0
+    position = _position(found) / POSITION_METRES
     channels = (
         _means(log_depth[..., None], is_seen, grid),
         _means(~is_seen[..., None], everywhere, grid),
         _means(_velocity(scene, seconds_t, found), is_moving, grid),
-        _means(_position(found) / POSITION_METRES, is_seen, grid),
+        _means(position, is_seen, grid),
         _means(is_moving[..., None], everywhere, grid),
         _means(flow / FLOW_FRACTION, has_flow, grid),
+        _means(is_body[..., None], everywhere, grid),
+        _means(position, is_body, grid),
     )
     return np.concatenate(channels, axis=-1, dtype=np.float32, casting="same_kind")[None]
 

@@ -163,6 +163,19 @@ def test_positions_are_those_of_the_surface_in_the_first_cameras_coordinates(cam
     np.testing.assert_allclose(later, position, atol=0.1)  # it stands, and more or less of a side is seen
 
 
+def test_bodies_have_a_position_of_their_own_in_cells_that_see_scenery_too() -> None:
+    scene = make_scene("plain_train", 0, 1)  # its camera stands: depth is the z of the first camera
+    known = truth(scene, SECONDS, HEIGHT, WIDTH)
+    values = latents(scene, SECONDS, known, GRID)
+    is_body = cells(known.instances_thw > 0)
+    share = channel(values, "body")
+    np.testing.assert_allclose(share, is_body.mean(-1), atol=1e-6)
+    assert ((share > 0) & (share < 0.5)).any()
+    assert not vectors(values, "body_x", "body_y", "body_z")[share == 0].any()
+    depth = np.where(is_body, cells(known.depth_thw), 0).sum(-1) / np.maximum(is_body.sum(-1), 1)
+    np.testing.assert_allclose(POSITION_METRES * channel(values, "body_z"), depth, atol=1e-4)
+
+
 def test_the_position_of_one_pixel_follows_from_its_depth() -> None:
     scene = stage(resting("red", (2, 0, 1), yaw=0.3))
     known = truth(scene, SECONDS, HEIGHT, HEIGHT)
