@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -19,13 +20,15 @@ from p4dprep.cache import Cache
 from p4dprep.errors import RequestError
 from p4dprep.heads import DPTHead, Triple
 from student.losses import choose_loss, latent_losses, map_loss
-from student.p4d_config import ExplicitTerm, P4DConfig
+from student.p4d_config import DistilFrame, ExplicitTerm, P4DConfig
 from student.samples import VideoTokens
 from student.targets import CachedTarget, TargetBatch, cached_targets, load_head
 
 _LIGHT_CHANNELS = 64
 _LATENTLESS_CHANNELS = 256
 _LATENTLESS_SIDE = 16
+_NUM_SCALE_CLIPS = 64
+_MIN_SPREAD = 1e-6
 _LIGHT_SIDE = 24
 """Most rows and columns of a map that a light head is taught: it draws no edges, so more would cost time in vain."""
 
@@ -116,7 +119,9 @@ class LightHead(nn.Module):
         return values.exp() if self.activation == "exp" else values
 
 
-def rearrange(hidden_bsc: Tensor, video_tokens: Sequence[VideoTokens], grid: Triple) -> Tensor:
+def rearrange(
+    hidden_bsc: Tensor, video_tokens: Sequence[VideoTokens], grid: Triple, frame: DistilFrame = "first"
+) -> Tensor:
     """Hidden states of the video tokens, sampled and resized to the teacher's grid (Sec. 4.1).
 
     In time, each teacher step takes the student step that covers its first frame: every second one where the teacher's
@@ -127,6 +132,7 @@ def rearrange(hidden_bsc: Tensor, video_tokens: Sequence[VideoTokens], grid: Tri
         hidden_bsc: (b, s, c) hidden states of one layer.
         video_tokens: where each row's video lies in its sequence.
         grid: the teacher's (N', h', w').
+        frame: of each teacher step that is taken.
 
     Returns:
         (b, N', h', w', c), float32 or wider.
@@ -137,12 +143,12 @@ def rearrange(hidden_bsc: Tensor, video_tokens: Sequence[VideoTokens], grid: Tri
     if len(video_tokens) != len(hidden_bsc):
         raise ValueError(f"{len(video_tokens)} videos do not fit hidden states of {len(hidden_bsc)} samples")
     return torch.stack(
-        [_rearranged(hidden, tokens, grid) for hidden, tokens in zip(hidden_bsc, video_tokens, strict=True)]
+        [_rearranged(hidden, tokens, grid, frame) for hidden, tokens in zip(hidden_bsc, video_tokens, strict=True)]
     )
 
 
-def _rearranged(hidden_sc: Tensor, tokens: VideoTokens, grid: Triple) -> Tensor:
-    steps = _student_steps(tokens, grid[0])
+def _rearranged(hidden_sc: Tensor, tokens: VideoTokens, grid: Triple, frame: DistilFrame) -> Tensor:
+    steps = _student_steps(tokens, grid[0], frame)
     positions_tyx = tokens.positions_tyx[steps].to(hidden_sc.device)
     values_tcyx = _at_least_float32(hidden_sc[positions_tyx]).movedim(-1, 1)
     if tuple(values_tcyx.shape[-2:]) != grid[1:]:
@@ -150,10 +156,13 @@ def _rearranged(hidden_sc: Tensor, tokens: VideoTokens, grid: Triple) -> Tensor:
     return values_tcyx.movedim(1, -1)
 
 
-def _student_steps(tokens: VideoTokens, num_steps: int) -> list[int]:
-    """For every teacher step, the student step that covers its first frame."""
+def _student_steps(tokens: VideoTokens, num_steps: int, frame: DistilFrame) -> list[int]:
+    """For every teacher step, the student step that covers its first or its last frame."""
     step_of = [step for step, (first, last) in enumerate(tokens.frame_spans) for _ in range(first, last)]
-    return [step_of[frame] for frame in first_frames(tokens.num_frames, num_steps)]
+    firsts = first_frames(tokens.num_frames, num_steps)
+    if frame == "last":
+        return [step_of[begin - 1] for begin in (*firsts[1:], tokens.num_frames)]
+    return [step_of[begin] for begin in firsts]
 
 
 def first_frames(num_frames: int, num_steps: int) -> list[int]:
@@ -219,6 +228,9 @@ class P4D(nn.Module):
         CorruptDataError: a frozen head is damaged.
     """
 
+    latent_mean_ktyxc: Tensor
+    latent_spread_ktyxc: Tensor
+
     def __init__(self, config: P4DConfig, cache: Cache, hidden_size: int) -> None:
         super().__init__()
         self.config = config
@@ -233,6 +245,7 @@ class P4D(nn.Module):
         }
         self.shape = self._latent_shape(self.num_frames)
         self.decoder = PerceptionDecoder(hidden_size, self.shape, config.hidden_channels)
+        self._add_scales(cache)
         self.frozen_heads, self.light_heads = nn.ModuleDict(), nn.ModuleDict()
         for term in config.terms:
             self._add_head(cache, term)
@@ -242,6 +255,16 @@ class P4D(nn.Module):
     @property
     def _learns_any(self) -> bool:
         return self.config.learns_latents or any(map(self.config.learns, self.config.terms))
+
+    def _add_scales(self, cache: Cache) -> None:
+        """Mean and spread of every channel; without standardising 0 and 1, which change nothing."""
+        shape = (self.shape.num_taps, 1, 1, 1, self.shape.channels)
+        mean, spread = torch.zeros(shape), torch.ones(shape)
+        if self.config.standardised and self.config.latents is not None:
+            mean, spread = latent_scales(cache, self.targets[self.config.latents])
+        # Worked out anew by whoever resumes, from the same cache: no part of a checkpoint.
+        self.register_buffer("latent_mean_ktyxc", mean, persistent=False)
+        self.register_buffer("latent_spread_ktyxc", spread, persistent=False)
 
     def _latent_shape(self, num_frames: int) -> LatentShape:
         if self.config.latents is not None:
@@ -305,7 +328,8 @@ class P4D(nn.Module):
             if tokens.num_frames != self.num_frames:
                 raise RequestError(f"the student sees {tokens.num_frames} frames of a clip of {self.num_frames}")
         with torch.set_grad_enabled(self._learns_any and torch.is_grad_enabled()):
-            latents = self.decoder(rearrange(hidden_bsc, video_tokens, self.shape.grid))
+            hidden_btyxc = rearrange(hidden_bsc, video_tokens, self.shape.grid, self.config.frame)
+            latents = self.decoder(hidden_btyxc) * self.latent_spread_ktyxc + self.latent_mean_ktyxc
         maps = {term.target: self._map(term, latents, coarse) for term in self.config.terms}
         return P4DPrediction(latents_bktyxc=latents, maps=maps)
 
@@ -326,7 +350,8 @@ class P4D(nn.Module):
         total, latent_k = torch.zeros((), device=device), torch.zeros(0, device=device)
         if config.latents is not None:
             predicted = prediction.latents_bktyxc
-            latent_k = latent_losses(predicted, targets.arrays[config.latents].to(predicted))
+            target = targets.arrays[config.latents].to(predicted)
+            latent_k = latent_losses(predicted / self.latent_spread_ktyxc, target / self.latent_spread_ktyxc)
             total = total + config.latent_weight * latent_k.mean() if config.learns_latents else total
         explicit = {term.target: self._explicit(term, prediction, targets) for term in config.terms}
         for term in config.terms:
@@ -339,6 +364,27 @@ class P4D(nn.Module):
         target = targets.arrays[term.target].to(predicted)
         target = target.reshape(*target.shape[:4], predicted.shape[-1])
         return map_loss(predicted, shrunk(target, predicted.shape[2:4]), self.losses[term.target])
+
+
+def latent_scales(cache: Cache, latents: CachedTarget) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of every channel of every tap, (k, 1, 1, 1, c), over clips spread over a cache.
+
+    Raises:
+        RequestError: no clip has latents yet.
+    """
+    group = cache.group(latents.group)
+    done = np.flatnonzero(group.states().ok)
+    if not len(done):
+        raise RequestError(f"no clip of {cache.store.url} has {latents.array} yet, so its scale is not known")
+    places = np.unique(np.linspace(0, len(done) - 1, _NUM_SCALE_CLIPS).round().astype(int))
+    sums, squares = np.zeros(()), np.zeros(())
+    for clip in done[places].tolist():
+        values = group.read(clip, latents.spec.name).astype(np.float64)
+        sums = sums + values.mean(axis=(1, 2, 3), keepdims=True) / len(places)
+        squares = squares + np.square(values).mean(axis=(1, 2, 3), keepdims=True) / len(places)
+    spread = np.sqrt(np.maximum(squares - np.square(sums), 0))
+    spread = np.where(spread > _MIN_SPREAD, spread, 1.0)  # a channel that never changes is not magnified
+    return torch.from_numpy(sums).float(), torch.from_numpy(spread).float()
 
 
 def shrunk(values_btyxc: Tensor, size: Sequence[int]) -> Tensor:

@@ -13,6 +13,9 @@ from student.targets import CachedTarget, cached_targets
 Modality = Literal["depth", "flow", "motion", "camray"]
 Heads = Literal["frozen", "light"]
 """What predicts the maps: the teacher's own heads (paper Sec. 4.1), or small ones that learn with the student."""
+DistilFrame = Literal["first", "last"]
+"""Whose hidden states a teacher's step of several frames is told from. The authors' release takes the first; an LLM
+that looks back only has seen all of the step's frames at the last."""
 
 PAPER_WEIGHTS: Mapping[Modality, float] = {"depth": 1.0, "flow": 0.1, "motion": 0.05, "camray": 0.05}
 """lambda_m of Sec. A1.3. Maps differ about 100x in scale, so equal weights would let flow dominate."""
@@ -64,6 +67,9 @@ class P4DConfig:
         explicit_weight: of L_ED; raising it ties the student closer to the teacher's maps.
         hidden_channels: width of the perception decoder.
         heads: `light` ones take a small part of the time of frozen ones; their maps are coarse.
+        standardised: latents are compared channel by channel in units of their spread over the corpus, so that none
+            is drowned by one of another scale.
+        frame: see `DistilFrame`.
     """
 
     latents: str | None
@@ -72,6 +78,8 @@ class P4DConfig:
     explicit_weight: float = 0.1
     hidden_channels: int = 2560
     heads: Heads = "frozen"
+    standardised: bool = False
+    frame: DistilFrame = "first"
 
     def __post_init__(self) -> None:
         if min(self.latent_weight, self.explicit_weight) < 0 or self.hidden_channels < 1:

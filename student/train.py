@@ -238,6 +238,8 @@ def p4d_config(config: TrainConfig, cache: Cache) -> P4DConfig:
         explicit_weight=config.explicit_weight,
         hidden_channels=config.decoder_width,
         heads=config.heads,
+        standardised=config.standardise_latents,
+        frame=config.distill_frame,
     )
 
 

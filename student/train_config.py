@@ -10,7 +10,7 @@ from p4dprep.storage import redact
 from student.conversations import OnProblem
 from student.cues import TimeCue
 from student.losses import Loss
-from student.p4d_config import Heads
+from student.p4d_config import DistilFrame, Heads
 from student.regions import RegionPrompt
 from student.rivals import Strategy
 from student.tuning import Tuning
@@ -39,6 +39,10 @@ class TrainConfig(BaseModel):
         decoder_width: of the perception decoder's hidden layers.
         distill_layer: LLM layer whose output is distilled, from 1; None is the last, as in the paper. A middle one
             leaves later layers to read what was learnt.
+        distill_frame: whose hidden states a teacher's step of several frames is told from: `first`, as in the authors'
+            release, or `last`, at which an LLM that looks back only has seen them all.
+        standardise_latents: compare latents channel by channel in units of their spread over the corpus, so that none
+            is drowned by one of another scale.
         strategy: `p4d`, or the paper's rivals, which read the teacher's targets at inference too (Table 4).
         time_cue: how the student is told the frames' times.
         tune: which parts learn.
@@ -90,6 +94,8 @@ class TrainConfig(BaseModel):
     heads: Heads = "frozen"
     decoder_width: int = Field(default=2560, ge=1)
     distill_layer: int | None = Field(default=None, ge=1)
+    distill_frame: DistilFrame = "first"
+    standardise_latents: bool = False
     strategy: Strategy = "p4d"
     time_cue: TimeCue = "tpe"
     tune: Tuning = "projector+llm"

@@ -72,6 +72,13 @@ class TestRearrange:
         hidden = torch.arange(5.0)[None, :, None]
         found = rearrange(hidden, [tokens], (4, 1, 1))  # first frames 0, 2, 4, 6
         assert found.flatten().tolist() == [0, 1, 2, 2]
+        found = rearrange(hidden, [tokens], (4, 1, 1), "last")  # last frames 1, 3, 5, 7
+        assert found.flatten().tolist() == [1, 1, 2, 2]
+
+    def test_the_last_frame_of_a_tube_can_be_asked_for(self) -> None:
+        hidden, tokens = hidden_states(1), video_tokens(T, GRID, GRID)
+        found = rearrange(hidden, [tokens], (T // 2, GRID, GRID), "last")
+        torch.testing.assert_close(found[0], hidden[0, tokens.positions_tyx[1::2]], rtol=0, atol=0)
 
     def test_tokens_are_found_wherever_they_lie_and_other_positions_do_not_matter(self) -> None:
         hidden = hidden_states(2).detach()
@@ -152,6 +159,29 @@ class TestLosses:
         depth = head([latents[:, 0].flatten(1, 3), latents[:, 1].flatten(1, 3)]).movedim(1, -1)
         expected = map_loss(depth, arrays["l4p_depth"][..., None], "log_smooth_l1")
         assert log["ed/l4p_depth"] == pytest.approx(expected.item(), rel=1e-9)
+
+    def test_standardised_latents_are_compared_in_units_of_each_channels_spread(self, cache: Cache) -> None:
+        config = plan(cache, targets=["l4p_latents", *NAMES])
+        targets, hidden = batch_of(cache, config), hidden_states()
+        p4d = p4d_of(cache, dataclasses.replace(config, standardised=True))
+        corpus = np.stack([cache.read(name, "l4p_latents") for name in cache.clips().column("id").to_pylist()])
+        mean, spread = (each.astype(np.float64) for each in (corpus.mean((0, 2, 3, 4)), corpus.std((0, 2, 3, 4))))
+        scales = [each[:, 0, 0, 0].numpy() for each in (p4d.latent_mean_ktyxc, p4d.latent_spread_ktyxc)]
+        np.testing.assert_allclose(scales[0], mean, atol=1e-5)
+        np.testing.assert_allclose(scales[1], spread, rtol=1e-4)
+        raw = p4d.decoder(rearrange(hidden, [video_tokens()] * 2, (2, GRID, GRID)))
+        target = (targets.arrays["l4p_latents"].double() - p4d.latent_mean_ktyxc) / p4d.latent_spread_ktyxc
+        log = p4d(hidden, [video_tokens()] * 2, targets).log()
+        assert [log["ld/tap0"], log["ld/tap1"]] == pytest.approx(latent_losses(raw, target).tolist(), rel=1e-6)
+        latents = raw * p4d.latent_spread_ktyxc + p4d.latent_mean_ktyxc  # heads read the teacher's own units
+        head = load_head(cache, "l4p", "depth").double()
+        depth = head([latents[:, 0].flatten(1, 3), latents[:, 1].flatten(1, 3)]).movedim(1, -1)
+        expected = map_loss(depth, targets.arrays["l4p_depth"].double()[..., None], "log_smooth_l1")
+        assert log["ed/l4p_depth"] == pytest.approx(expected.item(), rel=1e-6)
+
+    def test_scales_are_no_part_of_a_checkpoint(self, cache: Cache) -> None:
+        p4d = p4d_of(cache, dataclasses.replace(plan(cache, targets=["l4p_latents"]), standardised=True))
+        assert not [name for name in p4d.state_dict() if "latent_" in name]
 
     def test_gradients_reach_hidden_states_at_video_tokens_and_the_decoder_and_nothing_else(self, cache: Cache) -> None:
         config = plan(cache, targets=["l4p_latents", *NAMES])
