@@ -39,6 +39,7 @@ class FullStep:
         device: `meta` to count, `cuda` to time.
         teacher: its sizes.
         text, vision: the student's.
+        num_conversations: that share the clip, each of TEXT_TOKENS.
     """
 
     def __init__(
@@ -48,8 +49,9 @@ class FullStep:
         teacher: L4PConfig | None = None,
         text: Mapping[str, Any] = QWEN_7B_TEXT,
         vision: Mapping[str, Any] = QWEN_7B_VISION,
+        num_conversations: int = 1,
     ) -> None:
-        self.device = device
+        self.device, self.num_text = device, num_conversations * TEXT_TOKENS
         self.teacher = _frozen_teacher(teacher or L4PConfig(), device)
         self.student = _student(text, vision, device)
         config = self.teacher.config
@@ -62,7 +64,7 @@ class FullStep:
         spans = tuple((2 * step, 2 * step + 2) for step in range(steps))
         places = torch.arange(steps * rows * rows, device=device).reshape(steps, rows, rows)
         self.tokens = VideoTokens(positions_tyx=places, frame_spans=spans)
-        self.num_tokens = places.numel() + TEXT_TOKENS
+        self.num_tokens = places.numel() + self.num_text
 
     def ask_teacher(self) -> None:
         """One clip through L4P."""
@@ -91,7 +93,7 @@ class FullStep:
         places = get_vision_position_ids(self.grid, visual.spatial_merge_size).to(self.device)
         patches = torch.zeros(len(places), visual.patch_embed.proj.weight[0].numel(), device=self.device, dtype=dtype)
         seen = visual(patches, grid_thw=self.grid, position_ids=places).pooler_output
-        text = torch.zeros(TEXT_TOKENS, seen.shape[-1], device=self.device, dtype=dtype)
+        text = torch.zeros(self.num_text, seen.shape[-1], device=self.device, dtype=dtype)
         positions = torch.arange(self.num_tokens, device=self.device).expand(3, 1, -1)
         read = self.student.model.language_model(
             inputs_embeds=torch.cat([seen, text])[None], position_ids=positions, use_cache=False
@@ -121,16 +123,24 @@ def _student(text: Mapping[str, Any], vision: Mapping[str, Any], device: str) ->
     return model
 
 
-def count_full(side: int) -> dict[str, float]:
+def count_full(side: int, num_conversations: int = 1) -> dict[str, float]:
     """FLOPs of a step on one clip, by part, with the teacher beside it."""
-    made = FullStep(side, "meta")
+    made = FullStep(side, "meta", num_conversations=num_conversations)
     with FlopCounterMode(display=False) as counter:
         clock = Clock("meta", counter)
         made.ask_teacher()
         clock.mark("teacher")
         made.train(clock)
     parts = {part: flops for part, (flops, _) in clock.parts.items()}
-    return {"side": side, "tokens": made.num_tokens} | parts | {"ratio": 1 - parts["teacher"] / clock.total[0]}
+    without = clock.total[0] - parts["teacher"]
+    return {
+        "side": side,
+        "conversations": num_conversations,
+        "tokens": made.num_tokens,
+        **parts,
+        "ratio": without / clock.total[0],
+        "a conversation": without / num_conversations,
+    }
 
 
 def time_full(made: FullStep, num_rounds: int) -> dict[str, Any]:

@@ -290,12 +290,22 @@ def show(found: Mapping[str, Any]) -> None:
     for name, ratios in found["ratio"].items():
         for what, ratio in ratios.items():
             print(f"{what}, {name}: {ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})")
-    print("\n| student's frames | tokens | student forward | P4D forward | backward | full L4P | cache / online |")
-    print("|" + " --- |" * 7)
+    print(
+        "\n| student's frames | conversations | tokens | student forward | P4D forward | backward | full L4P | "
+        "cache / online | a conversation |"
+    )
+    print("|" + " --- |" * 9)
     for each in found["full"]:
         parts = [f"{each[part] / 1e12:.1f}" for part in ("student forward", "P4D forward", "backward", "teacher")]
-        print(f"| {each['side']} x {each['side']} | {each['tokens']} | {' | '.join(parts)} | {each['ratio']:.3f} |")
+        print(
+            f"| {each['side']} x {each['side']} | {each['conversations']} | {each['tokens']} | {' | '.join(parts)} | "
+            f"{each['ratio']:.3f} | {each['a conversation'] / 1e12:.1f} |"
+        )
     print(f"the same step timed: {json.dumps(found['full_timed'])}")
+
+
+_CONVERSATIONS = (1, 4, 8)
+"""That share a clip of the 7 B student, see `conversations_per_sample`."""
 
 
 def main() -> None:
@@ -323,7 +333,7 @@ def main() -> None:
     found |= {
         "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         "batch_size": options.batch_size,
-        "full": [count_full(side) for side in options.sides],
+        "full": [count_full(side, number) for side in options.sides for number in _CONVERSATIONS],
         "full_timed": "not run on a GPU",
     }
     if device == "cuda":
