@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from p4dprep.cache import Cache
-from student.backbones import load
+from student.backbones import Backbone, load
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
 _WEIGHTS = "model.safetensors"
@@ -62,6 +62,13 @@ def read(cache: Cache, worlds: Path, cells: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.concatenate(frames)), torch.from_numpy(np.concatenate(found))
 
 
+def as_shown(student: Backbone, frames_bhwc: Tensor) -> Tensor:
+    """Frames as the student's processor shows them to its tower, (b, c, h, w), here without resizing."""
+    looks = student.adapter.processor.video_processor
+    mean, std = (255 * torch.tensor(each).view(3, 1, 1) for each in (looks.image_mean, looks.image_std))
+    return (frames_bhwc.movedim(-1, 1).float() - mean) / std
+
+
 def main() -> None:
     """Train, and write the student with its new tower."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -75,8 +82,6 @@ def main() -> None:
     torch.manual_seed(0)
     student = load(options.student, dtype=torch.float32)
     tower = student.model.get_submodule("model.vision_tower").train()
-    looks = student.adapter.processor.video_processor  # the tower must learn on what the student will show it
-    mean, std = (255 * torch.tensor(each).view(3, 1, 1) for each in (looks.image_mean, looks.image_std))
     config = tower.config
     cells = config.image_size // config.patch_size // 2
     frames, truth = read(Cache.open(options.cache), options.worlds, cells)
@@ -86,7 +91,7 @@ def main() -> None:
     started = time.perf_counter()
     for step in range(options.steps):
         rows = torch.randint(len(frames), (options.batch,))
-        pixels = (frames[rows].movedim(-1, 1).float() - mean) / std
+        pixels = as_shown(student, frames[rows])
         pooled = (
             tower(pixels, output_hidden_states=True).hidden_states[-1].unflatten(1, (cells, 2, cells, 2)).mean((2, 4))
         )
