@@ -48,9 +48,9 @@ LLAVA_TEMPLATE = (
     "{% if part['type'] == 'image' %}<image>\n{% elif part['type'] == 'video' %}<video>\n{% endif %}{% endfor %}"
     "{% for part in message['content'] %}"
     "{% if part['type'] == 'text' %}{{ '\n' + part['text'] }}{% endif %}{% endfor %}"
-    "<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant \n{% endif %}"
 )
-"""As the published one: a generation prompt that no message begins with."""
+"""As the published one, but that its prompt for an answer is how an answer begins: there a space is missing."""
 
 _ROLES = ("user\n", "assistant\n")
 

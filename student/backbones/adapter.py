@@ -319,25 +319,32 @@ class FamilyAdapter(ABC):
             raise RequestError(f"the processor of this {self.model_type} model refuses {sample!r}: {error}") from error
 
     def _render(self, sample: StudentSample) -> tuple[str, list[tuple[int, int]]]:
-        """The conversation in the model's own template, and where the answers with their end stand in it."""
+        """The conversation in the model's own template, and where the answers with their end stand in it.
+
+        Every answer follows the template's prompt for one, as it will when the model is asked. Some templates write an
+        answer that was given otherwise (LLaVA-OneVision's with one space more), and what learnt that would be asked
+        something else.
+        """
         messages = _messages(sample, {self.processor.image_token, self.processor.video_token})
         asking = bool(sample.conversation) and sample.conversation[-1].role == "user"
-        text = self._template(messages, asking=asking)
-        answers = []
+        whole = self._template(messages, asking=asking)
+        text, written, answers = "", "", []  # ours and the template's own, as far as the last answer
         for place, turn in enumerate(sample.conversation):
             if turn.role == "user":
                 continue
             before, until = self._template(messages[:place]), self._template(messages[: place + 1])
             prompt = self._template(messages[:place], asking=True)
-            # Some templates prompt for an answer in other words than they write one: then its own text is found.
             start = len(prompt) if until.startswith(prompt) else until.find(turn.text.strip(), len(before))
-            if not (until.startswith(before) and text.startswith(until) and start >= 0):
+            if not (prompt.startswith(before) and until.startswith(before) and whole.startswith(until) and start >= 0):
                 raise RequestError(
                     f"sample {sample.id!r}: the chat template of this {self.model_type} model rewrites earlier turns "
                     "or answers, so the answers cannot be told from the prompt; use one question a sample"
                 )
-            answers.append((start, len(until.rstrip())))
-        return text, answers
+            text += prompt[len(written) :]
+            begin = len(text)
+            text, written = text + until[start:], until
+            answers.append((begin, len(text.rstrip())))
+        return text + whole[len(written) :], answers
 
     def _template(self, messages: Sequence[Any], *, asking: bool = False) -> str:
         return str(self.processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=asking))

@@ -268,6 +268,13 @@ class BackboneContract:
         with pytest.raises(RequestError, match="attention mask, which flash_attention_2 does not take"):
             student.forward(batch, layer=1)
 
+    def test_an_answer_is_learnt_after_the_very_words_that_will_ask_for_it(self, student: Backbone) -> None:
+        for talk in (QUESTION, TWO_QUESTIONS):
+            learnt, asked = (student.encode([video(4, conversation=each)]) for each in (talk, talk[:-1]))
+            prompt = asked.inputs["input_ids"][0].tolist()
+            assert learnt.inputs["input_ids"][0, : len(prompt)].tolist() == prompt
+            assert learnt.labels[0, len(prompt) - 1] == -100 != learnt.labels[0, len(prompt)]
+
     def test_labels_cover_only_the_assistants_turns_and_their_ends(self, student: Backbone) -> None:
         samples = [video(conversation=TWO_QUESTIONS), pictures(SIDE)]
         tokenizer = student.processor.tokenizer

@@ -179,7 +179,8 @@ def write_llava_onevision(folder: Path, seed: int = 0) -> Path:
         LlavaOnevisionVideoProcessor(size=_SQUARE),
         num_image_tokens=(SIDE // _PATCH) ** 2,
         vision_feature_select_strategy="full",
-        chat_template=LLAVA_TEMPLATE,
+        # The published template's prompt is not how it writes an answer.
+        chat_template=LLAVA_TEMPLATE.replace("assistant \n", "assistant\n"),
     )
     return _save(folder, LlavaOnevisionForConditionalGeneration, config, processor, seed)
 
