@@ -166,6 +166,8 @@ def _known(values: NDArray[Any] | None) -> NDArray[Any]:
 # Measuring
 
 
+_CONVERSATIONS = (1, 4, 8)
+"""That share a clip of the 7 B student, see `conversations_per_sample`."""
 WAYS = ("cache", "online")
 Times = dict[str, dict[str, list[tuple[float, float]]]]
 """Way to part to (wall, CPU) seconds of every round."""
@@ -302,10 +304,6 @@ def show(found: Mapping[str, Any]) -> None:
             f"{each['ratio']:.3f} | {each['a conversation'] / 1e12:.1f} |"
         )
     print(f"the same step timed: {json.dumps(found['full_timed'])}")
-
-
-_CONVERSATIONS = (1, 4, 8)
-"""That share a clip of the 7 B student, see `conversations_per_sample`."""
 
 
 def main() -> None:

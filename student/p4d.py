@@ -228,8 +228,8 @@ class P4D(nn.Module):
         CorruptDataError: a frozen head is damaged.
     """
 
-    latent_mean_ktyxc: Tensor
-    latent_spread_ktyxc: Tensor
+    latent_mean_ktyxc: Tensor | None
+    latent_spread_ktyxc: Tensor | None
 
     def __init__(self, config: P4DConfig, cache: Cache, hidden_size: int) -> None:
         super().__init__()
@@ -257,9 +257,8 @@ class P4D(nn.Module):
         return self.config.learns_latents or any(map(self.config.learns, self.config.terms))
 
     def _add_scales(self, cache: Cache) -> None:
-        """Mean and spread of every channel; without standardising 0 and 1, which change nothing."""
-        shape = (self.shape.num_taps, 1, 1, 1, self.shape.channels)
-        mean, spread = torch.zeros(shape), torch.ones(shape)
+        """Mean and spread of every channel; none without standardising, which then costs nothing."""
+        mean, spread = None, None
         if self.config.standardised and self.config.latents is not None:
             mean, spread = latent_scales(cache, self.targets[self.config.latents])
         # Worked out anew by whoever resumes, from the same cache: no part of a checkpoint.
@@ -329,7 +328,9 @@ class P4D(nn.Module):
                 raise RequestError(f"the student sees {tokens.num_frames} frames of a clip of {self.num_frames}")
         with torch.set_grad_enabled(self._learns_any and torch.is_grad_enabled()):
             hidden_btyxc = rearrange(hidden_bsc, video_tokens, self.shape.grid, self.config.frame)
-            latents = self.decoder(hidden_btyxc) * self.latent_spread_ktyxc + self.latent_mean_ktyxc
+            latents = self.decoder(hidden_btyxc)
+            if self.latent_mean_ktyxc is not None and self.latent_spread_ktyxc is not None:
+                latents = latents * self.latent_spread_ktyxc + self.latent_mean_ktyxc
         maps = {term.target: self._map(term, latents, coarse) for term in self.config.terms}
         return P4DPrediction(latents_bktyxc=latents, maps=maps)
 
@@ -351,7 +352,9 @@ class P4D(nn.Module):
         if config.latents is not None:
             predicted = prediction.latents_bktyxc
             target = targets.arrays[config.latents].to(predicted)
-            latent_k = latent_losses(predicted / self.latent_spread_ktyxc, target / self.latent_spread_ktyxc)
+            if self.latent_spread_ktyxc is not None:
+                predicted, target = predicted / self.latent_spread_ktyxc, target / self.latent_spread_ktyxc
+            latent_k = latent_losses(predicted, target)
             total = total + config.latent_weight * latent_k.mean() if config.learns_latents else total
         explicit = {term.target: self._explicit(term, prediction, targets) for term in config.terms}
         for term in config.terms:

@@ -264,8 +264,12 @@ class FamilyAdapter(ABC):
         )
 
     def _pixelless(self, sample: StudentSample) -> StudentSample:
-        """The sample as it is laid out, where its pixels were given before; as it is, where the layout needs them."""
-        if sample.frames_thwc is None or self.no_features:
+        """The sample without its pixels, which were given before; as it is, where its layout needs them.
+
+        A family whose features can stand for frames is one whose layout does not.
+        """
+        takes_features = type(self).feature_sizes is not FamilyAdapter.feature_sizes
+        if sample.frames_thwc is None or not takes_features:
             return sample
         blank = VisionFeatures(values=np.empty(0, np.float32), frame_size=sample.frames_thwc.shape[1:3])
         return replace(sample, frames_thwc=None, features=blank)

@@ -19,6 +19,7 @@ from torch.distributed.fsdp import fully_shard
 
 from p4dprep.errors import RequestError
 from student.backbones import FAMILIES, Backbone, StudentBatch, StudentSample, Turn, load
+from student.backbones.adapter import FamilyAdapter
 from student.new import new_student
 from student.tpe import timestamp_encoding
 from tests.student.tiny_students import CELLS, SIDE, TEXTS, WRITERS
@@ -232,6 +233,19 @@ class BackboneContract:
         torch.testing.assert_close(found[0][1], torch.cat([logits for _, logits in expected[:3]]), rtol=0, atol=2e-5)
         torch.testing.assert_close(found[1][1], expected[3][1], rtol=0, atol=2e-5)
         assert batch.labels.shape[1] < sum(student.encode([sample]).labels.shape[1] for sample in alone)
+
+    def test_the_pixels_of_several_conversations_are_prepared_once(
+        self, student: Backbone, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if type(student.adapter).feature_sizes is FamilyAdapter.feature_sizes:
+            pytest.skip("the layout of this family's tokens may depend on pixels")
+        several = replace(video(4), others=(TWO_QUESTIONS, QUESTION, QUESTION))
+        student.encode([several])  # asks once how a video of this size is laid out
+        processor, calls = type(student.processor.video_processor), []
+        prepare = processor.preprocess
+        monkeypatch.setattr(processor, "preprocess", lambda *a, **k: (calls.append(1), prepare(*a, **k))[1])
+        student.encode([several])
+        assert len(calls) == 1
 
     def test_what_is_distilled_of_a_video_hears_no_conversation(self, student: Backbone) -> None:
         several = replace(video(4), others=(TWO_QUESTIONS,))

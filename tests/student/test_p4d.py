@@ -166,6 +166,8 @@ class TestLosses:
         p4d = p4d_of(cache, dataclasses.replace(config, standardised=True))
         corpus = np.stack([cache.read(name, "l4p_latents") for name in cache.clips().column("id").to_pylist()])
         mean, spread = (each.astype(np.float64) for each in (corpus.mean((0, 2, 3, 4)), corpus.std((0, 2, 3, 4))))
+        assert p4d.latent_mean_ktyxc is not None
+        assert p4d.latent_spread_ktyxc is not None
         scales = [each[:, 0, 0, 0].numpy() for each in (p4d.latent_mean_ktyxc, p4d.latent_spread_ktyxc)]
         np.testing.assert_allclose(scales[0], mean, atol=1e-5)
         np.testing.assert_allclose(scales[1], spread, rtol=1e-4)
