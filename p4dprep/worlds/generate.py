@@ -35,7 +35,6 @@ from p4dprep.worlds.stages import SCENERY, STAGES, Painter, Stage, near_colour
 
 GRAVITY = 9.81
 
-_FPS = (6, 8, 10, 12, 15)
 _FULL_SETTINGS = tuple(setting for setting in SETTINGS if setting not in PLAIN_SPLITS.values())
 _NUM_TRIES = 40
 _MIN_BODIES = 3
@@ -136,7 +135,7 @@ def make_scene(split: Split, seed: int, index: int) -> Scene:
     rng = np.random.default_rng([SPLITS.index(split), seed, index])
     setting = PLAIN_SPLITS.get(split) or _FULL_SETTINGS[rng.integers(len(_FULL_SETTINGS))]
     stage = STAGES[setting]
-    seconds = _frame_seconds(rng)
+    seconds = _frame_seconds(rng, stage)
     camera = _camera(rng, stage, seconds[-1])
     layout = str(rng.choice(list(LAYOUTS[split])))
     paint = Painter(rng, split)
@@ -159,10 +158,13 @@ def make_scene(split: Split, seed: int, index: int) -> Scene:
     )
 
 
-def _frame_seconds(rng: np.random.Generator) -> Floats:
-    """Presentation times: 1.8 to 4.5 seconds at one of several rates, or at a changing one."""
-    fps, duration = float(rng.choice(_FPS)), rng.uniform(1.8, 4.5)
-    count = max(18, round(duration * fps))
+def _frame_seconds(rng: np.random.Generator, stage: Stage) -> Floats:
+    """Presentation times at one of the stage's rates, or at a changing one."""
+    fps = float(rng.choice(stage.fps))
+    if stage.num_frames:
+        count = int(rng.integers(*stage.num_frames, endpoint=True))
+    else:
+        count = max(18, round(rng.uniform(1.8, 4.5) * fps))
     gaps = np.ones(count - 1)
     if rng.random() < 0.2:
         gaps = rng.choice([1, 1, 1, 2, 3], count - 1) * 0.75

@@ -33,6 +33,8 @@ class Stage:
         colours, motions: of bodies.
         cameras: how it may be filmed.
         has_effects: whether cameras add noise, blur and changing exposure.
+        fps: frames a second, one of these; now and then they change within a clip.
+        num_frames: fewest and most, whatever the rate; None takes as many as 1.8 to 4.5 seconds have.
     """
 
     categories: tuple[str, ...]
@@ -52,6 +54,8 @@ class Stage:
     motions: tuple[str, ...] = MOTIONS
     cameras: tuple[str, ...] = CAMERAS
     has_effects: bool = True
+    fps: tuple[int, ...] = (6, 8, 10, 12, 15)
+    num_frames: tuple[int, int] | None = None
 
 
 STAGES: dict[Setting, Stage] = {
@@ -132,7 +136,8 @@ STAGES: dict[Setting, Stage] = {
         has_effects=False,
     ),
 }
-STAGES["single"] = replace(STAGES["plain"], num_bodies=(1, 1))
+# As many frames in 1 second as in 6: what they show does not tell how long they took.
+STAGES["single"] = replace(STAGES["plain"], num_bodies=(1, 1), fps=(4, 5, 6, 8, 10, 13, 16, 20), num_frames=(18, 24))
 
 
 def near_colour(rng: np.random.Generator, colour: Vector, spread: float = 0.06) -> Vector:

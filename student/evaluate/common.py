@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -22,7 +23,8 @@ from student.evaluate.benchmark import Parsed, Question, Scored, mean_percent
 
 LETTERS = string.ascii_uppercase
 """Of options; more than these are refused."""
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_CONFIDENCES = np.linspace(0.5, 0.95, 10)
 
 Record = dict[str, Any]
 
@@ -203,11 +205,21 @@ def letter_of_words(reply: str, options: Sequence[str]) -> str:
     """
     if letter := letter_of_value(reply, options):
         return letter
-    said, numbers = _NUMBER.search(reply), [_NUMBER.findall(option) for option in options]
+    said, numbers = NUMBER.search(reply), [NUMBER.findall(option) for option in options]
     if said is None or any(len(found) != 1 or float(found[0]) <= 0 for found in numbers) or float(said[0]) <= 0:
         return ""
     ratios = [abs(math.log(float(found[0]) / float(said[0]))) for found in numbers]
     return LETTERS[ratios.index(min(ratios))]
+
+
+def mean_relative_accuracy(predicted: float, truth: float) -> float:
+    """Share of the confidences 0.5, 0.55, ... 0.95 at which the relative error is at most 1 - confidence.
+
+    Args:
+        predicted: NaN scores 0.
+        truth: above 0.
+    """
+    return float(np.mean(abs(predicted - truth) / truth <= 1 - _CONFIDENCES))
 
 
 def averages(scored: Sequence[Scored], columns: Mapping[str, Callable[[Question], bool]]) -> dict[str, float]:

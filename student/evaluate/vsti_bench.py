@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
-
 from p4dprep.errors import RequestError
 from student.evaluate.benchmark import Benchmark, Parsed, Question, Scored, Shown
 from student.evaluate.common import (
@@ -19,6 +17,7 @@ from student.evaluate.common import (
     category_of,
     check_options,
     letters_of,
+    mean_relative_accuracy,
     media_file,
     parsed_letter,
     read_json,
@@ -36,7 +35,6 @@ _CHOICES = (
     "camera_movement_direction",
 )
 _NUMBERS = ("camera_obj_abs_dist", "camera_displacement", "camera_obj_dist_change")
-_CONFIDENCES = np.linspace(0.5, 0.95, 10)
 _KEYS = ("id", "video_path", "question_type", "question", "ground_truth")
 
 
@@ -83,16 +81,6 @@ class VSTIBench(Benchmark):
     def files(self, data: Path) -> tuple[Path, ...]:
         """`test.json`."""
         return (data / "test.json",)
-
-
-def mean_relative_accuracy(predicted: float, truth: float) -> float:
-    """Share of the confidences 0.5, 0.55, ... 0.95 at which the relative error is at most 1 - confidence.
-
-    Args:
-        predicted: NaN scores 0.
-        truth: above 0.
-    """
-    return float(np.mean(abs(predicted - truth) / truth <= 1 - _CONFIDENCES))
 
 
 def _number(word: str) -> float:

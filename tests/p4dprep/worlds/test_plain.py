@@ -62,6 +62,14 @@ def test_balls_of_different_colours_lie_before_a_standing_camera(split: Split) -
         assert np.ptp(pose, axis=0).max() == 0
 
 
+def test_the_frames_of_single_worlds_do_not_tell_how_long_they_took() -> None:
+    scenes = [make_scene("single_test", 3, number) for number in range(200)]
+    seconds = [scene.duration_seconds for scene in scenes]
+    frames = [len(scene.frame_seconds) for scene in scenes]
+    assert np.percentile(seconds, 90) > 4 * np.percentile(seconds, 10)
+    assert abs(np.corrcoef(seconds, frames)[0, 1]) < 0.5
+
+
 def test_every_kind_of_question_but_grounding_in_space_is_asked(questions: tuple[Question, ...]) -> None:
     assert {question.category for question in questions} == {"DM", "SR", "R", "C", "T", "FP", "SA", "DP"}
     assert all(re.fullmatch(r"(red|green|blue|yellow|purple|white) object", n) for q in questions for n in q.names)

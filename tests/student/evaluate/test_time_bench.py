@@ -1,6 +1,7 @@
 """TimeBench: five lengths of a video, of which one is true."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -61,8 +62,30 @@ def test_a_constant_letter_scores_what_counting_says(made: Path, letter: str) ->
 
 
 def test_nothing_tells_the_length(made: Path) -> None:
-    assert BENCH.modes == ("official",)
-    assert not any("sampled from a video of" in question.prompt for question in BENCH.read(made, "official"))
+    assert BENCH.modes == ("official", "words")
+    for mode in BENCH.modes:
+        assert not any("sampled from a video of" in question.prompt for question in BENCH.read(made, mode))
+
+
+def test_words_are_asked_as_the_lessons_of_plain_worlds_are(tmp_path: Path) -> None:
+    folder = write_worlds(tmp_path, recipe=replace(RECIPE, split="plain_train"))
+    lessons = json.loads((folder / "qa.json").read_text())
+    taught = {turn["value"].removeprefix("<video>\n") for lesson in lessons for turn in lesson["conversations"]}
+    for question in BENCH.read(folder, "words"):
+        assert not question.options
+        assert question.prompt in taught
+        assert f"{question.answer} seconds" in taught
+
+
+@pytest.mark.parametrize(
+    ("reply", "score"),
+    [("4.00 seconds", 1.0), ("about 4.2", 1.0), ("4.9 seconds", 0.6), ("8.00 seconds", 0.0), ("no idea", 0.0)],
+)
+def test_words_are_worth_their_mean_relative_accuracy(tmp_path: Path, reply: str, score: float) -> None:
+    (question,) = BENCH.read(written(tmp_path), "words")
+    parsed = BENCH.parse(question, reply, "words", 0)
+    assert parsed.is_matched == any(map(str.isdigit, reply))
+    assert BENCH.score(question, parsed) == pytest.approx(score)
 
 
 def test_lengths_may_be_rounded(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import pytest
 
 from p4dprep.errors import RequestError
 from student.evaluate.benchmark import Question
+from student.evaluate.common import mean_relative_accuracy
 from student.evaluate.registry import find
-from student.evaluate.vsti_bench import mean_relative_accuracy
 from tests.student.evaluate import vsti_data
 from tests.student.evaluate.asking import count_unmatched, score_all
 

@@ -14,15 +14,15 @@ RECIPE = Recipe(split="test", seed=33, size=(48, 64))
 NUM_CLIPS = 8
 
 
-def write_worlds(folder: Path, num_clips: int = NUM_CLIPS) -> Path:
+def write_worlds(folder: Path, num_clips: int = NUM_CLIPS, recipe: Recipe = RECIPE) -> Path:
     """As `p4dprep worlds` leaves it, but for the videos' pixels."""
-    store = open_folder(folder, RECIPE)
-    for scene in map(RECIPE.scene, range(num_clips)):
-        height, width = RECIPE.video_size(scene)
+    store = open_folder(folder, recipe)
+    for scene in map(recipe.scene, range(num_clips)):
+        height, width = recipe.video_size(scene)
         mask_hw = trace(scene, presentation_seconds(scene)[:1], height, width).instances_thw[0]
         store.put_if_absent(mask_key(scene.id), png_bytes(Image.fromarray(mask_hw.astype(np.uint8))))
         store.put_if_absent(frame_key(scene.id), png_bytes(Image.new("RGB", (width, height))))
         store.put_if_absent(video_key(scene.id), b"no frames")
     with ThreadPoolExecutor(1) as pool:
-        write_lists(store, RECIPE, num_clips, pool, lambda *_: None)
+        write_lists(store, recipe, num_clips, pool, lambda *_: None)
     return folder
