@@ -212,7 +212,7 @@ def build_model(config: TrainConfig, cache: Cache, backbone: Backbone) -> Distil
     p4d = P4D(p4d_config(config, cache), cache, backbone.hidden_size) if config.distils else None
     rival: Rival | None = None
     if config.strategy != "p4d":
-        rival = make_rival(config.strategy, cache, backbone.hidden_size)
+        rival = make_rival(config.strategy, cache, backbone.hidden_size, config.targets)
     return DistilledStudent(backbone, p4d, rival, config.distill_layer)
 
 
@@ -246,7 +246,7 @@ def p4d_config(config: TrainConfig, cache: Cache) -> P4DConfig:
 def _data(config: TrainConfig, cache: Cache, report: Report) -> TrainingData:
     targets: tuple[str, ...] = p4d_config(config, cache).targets if config.distils else ()
     if config.strategy != "p4d":
-        targets = make_rival(config.strategy, cache, hidden_size=1).targets
+        targets = make_rival(config.strategy, cache, hidden_size=1, targets=config.targets).targets
     wanted = DataConfig(
         targets=targets,
         media_folder=config.media,

@@ -249,8 +249,10 @@ def _digest_of_files(paths: Sequence[Path], data: Path) -> str:
 
 
 def _rival_arrays(source: Source, cache: Cache) -> tuple[str, ...]:
-    strategy = source.config.strategy if source.config else "p4d"
-    return () if strategy == "p4d" else make_rival(strategy, cache, hidden_size=1).targets
+    config = source.config
+    if config is None or config.strategy == "p4d":
+        return ()
+    return make_rival(config.strategy, cache, hidden_size=1, targets=config.targets).targets
 
 
 def _cache_digest(source: Source, cache: Cache) -> str:

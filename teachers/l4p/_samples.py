@@ -210,12 +210,13 @@ def _mapped(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> NDAr
 
 @dataclass(frozen=True, kw_only=True)
 class RenderPlan:
-    """What a rendering process does: its share of the indices of one seed, as it is permitted."""
+    """What a rendering process does: its share of the indices of one split and seed, as it is permitted."""
 
     folder: Path
     capacity: int
     num_frames: int
     size: int
+    split: Split
     seed: int
     first_index: int
     step: int
@@ -268,7 +269,7 @@ def _render(plan: RenderPlan, permits: Semaphore, parent: int) -> None:
     while os.getppid() == parent:
         if not permits.acquire(timeout=5.0):
             continue
-        ring.write(index, render_clip("train", plan.seed, index, plan.num_frames, plan.size))
+        ring.write(index, render_clip(plan.split, plan.seed, index, plan.num_frames, plan.size))
         index += plan.step
 
 

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from p4dprep.errors import P4DError, RequestError
+from p4dprep.worlds.scene import PLAIN_SPLITS, Split
 from teachers.l4p._samples import Batch, ClipRing, Renderers, RenderPlan, collate, random_batch, render_clip
 from teachers.l4p.config import CONFIG_FILE, MODALITIES, WEIGHTS_FILE, L4PConfig, Modality
 from teachers.l4p.model import L4P
@@ -40,6 +41,7 @@ MINI = L4PConfig(
 )  # fmt: skip
 """The config of `l4p:mini`."""
 
+_SPLITS: tuple[Split, ...] = ("train", *(split for split in PLAIN_SPLITS if split.endswith("train")))
 CHECKPOINT_FILE = "checkpoint.pt"
 CURVE_FILE = "curve.csv"
 
@@ -56,6 +58,7 @@ class TrainOptions:
         warmup_fraction: share of the time in which the learning rate rises.
         max_gradient: norm to which gradients are cut.
         ema_decay: of the running mean of the weights; shorter in the first steps.
+        split: of the worlds; `train`, or that of plain worlds whose expert it shall be.
         seed: of worlds, augmentation and first weights.
         num_workers: rendering processes.
         num_threads: of torch; 0 leaves its own choice.
@@ -63,7 +66,7 @@ class TrainOptions:
         reuse: how often a clip is used, on average.
         prefill: clips in the ring before the first step.
         capacity: clips that the ring holds.
-        num_val_clips: worlds of split `val` in the evaluation.
+        num_val_clips: worlds in the evaluation: of split `val`, or of a plain split with the next seed.
         eval_minutes: time between evaluations.
     """
 
@@ -74,6 +77,7 @@ class TrainOptions:
     warmup_fraction: float = 0.03
     max_gradient: float = 1.0
     ema_decay: float = 0.998
+    split: Split = "train"
     seed: int = 0
     num_workers: int = 1
     num_threads: int = 0
@@ -514,10 +518,11 @@ def _auc(degrees_bn: Tensor, limit: int = 15) -> Tensor:
 
 
 def validation_batches(folder: Path, config: L4PConfig, options: TrainOptions) -> list[Batch]:
-    """Worlds of split `val`, rendered once and kept in the folder."""
+    """Worlds that are not learnt from, rendered once and kept in the folder."""
+    split, seed = ("val", 0) if options.split == "train" else (options.split, options.seed + 1)
     ring = ClipRing.open(folder / "val", options.num_val_clips, config.num_frames, config.image_size)
     for index in range(ring.next_index(), options.num_val_clips):
-        ring.write(index, render_clip("val", 0, index, config.num_frames, config.image_size))
+        ring.write(index, render_clip(split, seed, index, config.num_frames, config.image_size))
     clips = [clip for clip in map(ring.read, range(options.num_val_clips)) if clip is not None]
     return [collate(clips[start : start + 8]).to(options.device) for start in range(0, len(clips), 8)]
 
@@ -585,7 +590,7 @@ def train(folder: Path, trainer: Trainer) -> dict[str, float]:
     trainer.next_index = max(trainer.next_index, ring.next_index())
     plan = RenderPlan(
         folder=ring.folder, capacity=options.capacity, num_frames=config.num_frames, size=config.image_size,
-        seed=options.seed, first_index=trainer.next_index, step=1,
+        split=options.split, seed=options.seed, first_index=trainer.next_index, step=1,
     )  # fmt: skip
     with _stop_asked() as stop, contextlib.closing(Renderers(ring, plan, options.num_workers)) as renderers:
         renderers.permit(max(0, options.prefill - len(ring.filled())))
@@ -704,6 +709,7 @@ def main() -> None:
     parser.add_argument("--init", type=Path, help="start from the weights of a folder, such as the shipped ones")
     parser.add_argument("--batch-size", type=int, default=defaults.batch_size)
     parser.add_argument("--lr", type=float, default=defaults.learning_rate)
+    parser.add_argument("--split", choices=_SPLITS, default=defaults.split, help="of worlds")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of worlds and weights")
     parser.add_argument("--workers", type=int, default=defaults.num_workers, help="rendering processes")
     parser.add_argument("--threads", type=int, default=defaults.num_threads, help="of torch; 0: its own choice")
@@ -716,8 +722,9 @@ def main() -> None:
     try:
         options = TrainOptions(
             minutes=given.minutes or defaults.minutes, batch_size=given.batch_size, learning_rate=given.lr,
-            seed=given.seed, num_workers=given.workers, num_threads=given.threads, device=given.device,
-            reuse=given.reuse, prefill=given.prefill, capacity=given.capacity, eval_minutes=given.eval_minutes,
+            split=given.split, seed=given.seed, num_workers=given.workers, num_threads=given.threads,
+            device=given.device, reuse=given.reuse, prefill=given.prefill, capacity=given.capacity,
+            eval_minutes=given.eval_minutes,
         )  # fmt: skip
         if options.num_threads:
             torch.set_num_threads(options.num_threads)

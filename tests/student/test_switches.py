@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from p4dprep.errors import RequestError
 from student import run_folder
 from student.p4d_config import PAPER_WEIGHTS
 from student.train import train
@@ -63,6 +64,12 @@ def test_a_rival_learns_what_it_adds_to_the_student(world: Path, tmp_path: Path,
     learnt = load_file(run_folder.last_checkpoint(tmp_path) / run_folder.P4D_WEIGHTS)
     assert learnt
     assert all(name.startswith("rival.") for name in learnt)
+
+
+def test_a_rival_reads_only_the_targets_that_are_named(world: Path, tmp_path: Path) -> None:
+    log_of(world, tmp_path / "named", strategy="4d-pe", targets=["l4p_latents"])
+    with pytest.raises(RequestError, match=r"none of them latents|asked for were \['l4p_depth'\]"):
+        log_of(world, tmp_path / "none", strategy="4d-pe", targets=["l4p_depth"])
 
 
 @pytest.mark.parametrize("time_cue", ["none", "prompt"])

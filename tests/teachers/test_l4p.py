@@ -511,6 +511,10 @@ class TestTeacherContract(TeacherContract):
 
 
 class TestTeacher:
+    def test_a_small_one_takes_many_clips_at_once(self, folder: Path) -> None:
+        assert L4PTeacher.from_spec(str(folder), {}).resources.batch_size == 16
+        assert L4PTeacher.resources.batch_size == 1  # of the original, whose clips fill a GPU
+
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
     def test_predictions_fit_the_declared_targets(self, folder: Path, dtype: str) -> None:
         teacher, batch = loaded_teacher(folder, dtype=dtype), frame_batch()

@@ -269,6 +269,15 @@ class TestRun:
         check_predictions(teacher.predict(batch), batch, teacher.targets(geometry))
         assert L4P.from_pretrained(out / "model").dtype == torch.float16
 
+    def test_an_expert_of_plain_worlds_learns_from_them_and_is_judged_by_others(self, tmp_path: Path) -> None:
+        options = replace(OPTIONS, minutes=1e-4, split="single_train", seed=3)
+        train(tmp_path, start(tmp_path, options, init=None, config=TINY))
+        for name, seed in (("clips", 3), ("val", 4)):
+            clip = ClipRing.open(tmp_path / name, OPTIONS.capacity if seed == 3 else 2, TINY.num_frames, SIZE).read(1)
+            assert clip is not None
+            wanted = render_clip("single_train", seed, 1, TINY.num_frames, SIZE)
+            np.testing.assert_array_equal(clip.frames_thwc, wanted.frames_thwc)
+
     def test_the_curve_has_a_line_per_evaluation(self, out: Path) -> None:
         rows = list(csv.DictReader((out / CURVE_FILE).read_text().splitlines()))
         assert [row["step"] for row in rows] == ["1"]
