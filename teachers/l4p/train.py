@@ -519,10 +519,10 @@ def _auc(degrees_bn: Tensor, limit: int = 15) -> Tensor:
 
 def validation_batches(folder: Path, config: L4PConfig, options: TrainOptions) -> list[Batch]:
     """Worlds that are not learnt from, rendered once and kept in the folder."""
-    split, seed = ("val", 0) if options.split == "train" else (options.split, options.seed + 1)
+    place: tuple[Split, int] = ("val", 0) if options.split == "train" else (options.split, options.seed + 1)
     ring = ClipRing.open(folder / "val", options.num_val_clips, config.num_frames, config.image_size)
     for index in range(ring.next_index(), options.num_val_clips):
-        ring.write(index, render_clip(split, seed, index, config.num_frames, config.image_size))
+        ring.write(index, render_clip(*place, index, config.num_frames, config.image_size))
     clips = [clip for clip in map(ring.read, range(options.num_val_clips)) if clip is not None]
     return [collate(clips[start : start + 8]).to(options.device) for start in range(0, len(clips), 8)]
 
