@@ -307,6 +307,21 @@ class TestSwitches:
         for name in ("loss", "grad_norm"):
             assert [line[name] for line in found] == pytest.approx([line[name] for line in expected], rel=1e-5)
 
+    def test_numbers_too_small_to_be_fast_count_as_zero_while_it_trains(
+        self, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        step, products = DistillationTrainer.training_step, []
+
+        def watched(trainer: DistillationTrainer, *given: Any) -> torch.Tensor:
+            products.append(float(torch.tensor([1e-30]) * torch.tensor([1e-9])))
+            return step(trainer, *given)
+
+        monkeypatch.setattr(DistillationTrainer, "training_step", watched)
+        run(world, tmp_path / "run", max_steps=1, save_steps=1)
+        assert products
+        assert not any(products)
+        assert float(torch.tensor([1e-30]) * torch.tensor([1e-9])) > 0
+
     def test_bfloat16_trains_on_a_cpu(self, world: Path, finished: Path, tmp_path: Path) -> None:
         run(world, tmp_path / "run", max_steps=2, precision="bf16")
         found, expected = run_folder.read_log(tmp_path / "run"), run_folder.read_log(finished)
