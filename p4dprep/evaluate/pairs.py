@@ -87,12 +87,12 @@ def find_pairs(
 
 
 def make_pair(group: Group, spec: TargetSpec, standard: Group, truth: Cache, alignment: str) -> Pair | None:
-    """The pair of a predicted target, None if the truth has no counterpart."""
+    """The pair of a predicted target, None if the truth has no counterpart: latents of another encoder are none."""
     if spec.quantity not in _KINDS:
         return None
     kind, quantities = _KINDS[spec.quantity]
     true = _first(standard, *quantities, name=spec.name if kind == "latents" else "")
-    if true is None:
+    if true is None or (kind == "latents" and _taps_and_channels(spec) != _taps_and_channels(true)):
         return None
     frames = truth.sampling.geometry()
     pair = Pair(
@@ -116,6 +116,11 @@ def _first(group: Group, *quantities: Quantity, name: str = "") -> TargetSpec | 
             if spec.quantity == quantity and name in ("", spec.name):
                 return spec
     return None
+
+
+def _taps_and_channels(latents: TargetSpec) -> tuple[int, int]:
+    """What tells encoders apart where they see the same frames."""
+    return latents.shape[0], latents.shape[-1]
 
 
 def target_of(group: Group, name: str) -> TargetSpec:

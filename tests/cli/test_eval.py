@@ -229,6 +229,15 @@ def test_latents_of_two_caches_are_compared_tap_by_tap(tmp_path: Path) -> None:
     assert metric(found, "cosine_tap2").value == pytest.approx(1)
 
 
+def test_latents_of_another_encoder_judge_none_and_hinder_no_maps(tmp_path: Path) -> None:
+    ours = predict(tmp_path / "ours", "depth", "latents")
+    wider = np.random.default_rng(1).normal(size=(1, 2, 2, 2, 15)).astype(np.float32)
+    clips = {name: arrays | {"latents": wider} for name, arrays in CLIPS.items() if arrays}
+    specs = (spec("latents", "latents", wider, ("tap", "tube", "token_y", "token_x", "channel")),)
+    oracle = write_cache(str(tmp_path / "truth"), "truth", (*truth_specs(CLIPS["clip-0"]), *specs), clips)
+    assert {found.kind for found in evaluate_maps(ours, oracle).comparisons} == {"depth"}
+
+
 def test_one_group_of_a_cache_is_judged_by_another(tmp_path: Path) -> None:
     cache = predict(tmp_path, "depth", group="a")
     predict(tmp_path, "depth", "flow", group="b")
