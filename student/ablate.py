@@ -125,7 +125,8 @@ class ArmResult:
         num_seeds: how often it was trained.
         columns: column of the benchmark to its mean over the seeds.
         difference: first column less that of the baseline, on the same questions.
-        gap_closed: the difference in percent of the ceiling's; None without a ceiling.
+        gap_closed: the difference in percent of the ceiling's; None without a ceiling, and where the
+            ceiling's own gain is small beside its interval.
     """
 
     name: str
@@ -222,6 +223,7 @@ def _results(config: AblationConfig, bench: Examination) -> tuple[ArmResult, ...
     headline = next(iter(values[config.baseline]))
     draws = _draws(benchmark, scored)
     gains = {arm: _gain(config, headline, values, draws, arm) for arm in config.arms}
+    ceiling = gains[config.ceiling] if config.ceiling and _is_sure(gains[config.ceiling]) else None
     return tuple(
         ArmResult(
             name=arm,
@@ -231,7 +233,7 @@ def _results(config: AblationConfig, bench: Examination) -> tuple[ArmResult, ...
                 for name, value in columns.items()
             },
             difference=_estimate(*gains[arm]),
-            gap_closed=None if config.ceiling is None else _gap_closed(gains[arm], gains[config.ceiling]),
+            gap_closed=ceiling and _gap_closed(gains[arm], ceiling),
         )
         for arm, columns in values.items()
     )
@@ -254,6 +256,12 @@ def _gain(
         for each, other in zip(draws[arm], base, strict=True)
     ]
     return values[arm][headline] - values[config.baseline][headline], drawn
+
+
+def _is_sure(whole: _Gain) -> bool:
+    """Whether shares of a gain mean anything: its interval begins above half of it."""
+    low, _ = interval(whole[1])
+    return low > whole[0] / 2 > 0
 
 
 def _gap_closed(gain: _Gain, whole: _Gain) -> Estimate:
@@ -298,7 +306,7 @@ def markdown(results: Results, config: AblationConfig) -> str:
 
 def _table(rows: Sequence[ArmResult], bench: Examination, config: AblationConfig) -> str:
     names = list(rows[0].columns)
-    first, gap = names[0], [] if config.ceiling is None else [f"share of {config.ceiling}'s gain, 95%"]
+    first, gap = names[0], [] if rows[0].gap_closed is None else [f"share of {config.ceiling}'s gain, 95%"]
     heads = ["arm", "seeds", *names, f"{first}, 95%", "gain, 95%", *gap]
     lines = [
         f"{bench.bench}, {bench.frames} frames, seeds {', '.join(map(str, config.seeds))}; percent; "

@@ -87,6 +87,11 @@ def test_means_over_seeds_and_gains_are_what_counting_says(
     assert [each and each.value for each in closed] == [0, 100, 50]
     assert "| 50% (0.0 .. 100.0) |" in module.markdown({"tiny": (none, everything, half)}, config)
 
+    unsure = parse_config(values(places, tmp_path, arms=arms, baseline="none", ceiling="half"))
+    rows = module._results(unsure, unsure.benches[0])  # the ceiling gains 0 to 100: a share of that means nothing
+    assert all(row.gap_closed is None for row in rows)
+    assert "share" not in module.markdown({"tiny": rows}, unsure)
+
 
 @pytest.mark.parametrize(
     ("changes", "fault"),
