@@ -144,6 +144,21 @@ def _prepare(config: TrainConfig, *, writes: bool) -> _Prepared:
     return _Prepared(cache=cache, data=data, order=order, num_steps=num_steps, report=report)
 
 
+@contextmanager
+def _without_denormals() -> Iterator[None]:
+    """Numbers under 1e-38 count as 0 on a CPU, where they slow arithmetic down many times.
+
+    Backward through the tails of a light head's GELU is full of them: 0.7 s a step in place of 4. Torch's threads do as
+    the thread does that started them, so this comes before the first arithmetic.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@_without_denormals()
 def _train_here(config: TrainConfig, show: ShowLine) -> TrainReport:
     """Train in this process, one of several if the environment says so."""
     started, run = time.perf_counter(), Path(config.out)
@@ -155,8 +170,7 @@ def _train_here(config: TrainConfig, show: ShowLine) -> TrainReport:
     done = run_folder.step_of(whole[-1]) if whole else 0
     if done < made.num_steps:
         trainer = _trainer(config, made, done, lambda line: show(made.num_steps, line))
-        with _without_denormals():
-            trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
+        trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
         if trainer.state.global_step < made.num_steps:
             raise RuntimeError(f"the run ended after {trainer.state.global_step} of {made.num_steps} steps")
     made.data.close()
@@ -166,19 +180,6 @@ def _train_here(config: TrainConfig, show: ShowLine) -> TrainReport:
         run_folder.write_atomically(run / run_folder.REPORT, content + "\n")
         write_page(run)
     return ended
-
-
-@contextmanager
-def _without_denormals() -> Iterator[None]:
-    """Numbers under 1e-38 count as 0 on a CPU, where they slow arithmetic down many times.
-
-    Backward through the tails of a light head's GELU is full of them: 0.7 s a step in place of 4.
-    """
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
 
 
 def _trainer(
