@@ -34,7 +34,7 @@ _DTYPES = ("float32", "bfloat16", "float16")
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _FLIP: tuple[Transform, ...] = ("flip_x",)
 
-MINI_WIDTH = 384
+_MINI_WIDTH = 384
 """Widest model that takes 16 clips at once where nobody says how many. On a CPU torch takes six times as long for the
 small convolutions of a single clip."""
 
@@ -58,7 +58,7 @@ class L4PTeacher(Teacher):
         self._dtype = dtype
         self._config = L4PConfig.load(weights.folder)
         self._model: L4P | None = None
-        if self._config.hidden_size <= MINI_WIDTH:
+        if self._config.hidden_size <= _MINI_WIDTH:
             self.resources = Resources(batch_size=16)
 
     @classmethod

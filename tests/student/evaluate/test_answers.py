@@ -22,8 +22,8 @@ from p4dprep.video import Decoder
 from student import run_folder
 from student.backbones import FAMILIES
 from student.evaluate import registry
-from student.evaluate.answerers import StudentAnswerer, find_source, open_answerer
-from student.evaluate.answers import AnswerRequest, answer, plan
+from student.evaluate.answerers import StudentAnswerer, find_source, load_rival, open_answerer
+from student.evaluate.answers import AnswerRequest, _rival_arrays, answer, plan
 from student.evaluate.benchmark import Question, Shown
 from student.evaluate.media import FramePolicy, Loaded, MediaReader
 from student.evaluate.result import Result, read_answers
@@ -443,6 +443,17 @@ def test_a_rival_reads_the_teachers_latents_when_it_answers(rival: Path, tmp_pat
     reader.close()
     without = answerer.reply(answerer.prepare(loaded), 5)
     assert list(replies(tmp_path / "rival").values()) != without
+
+
+def test_a_rival_reads_only_the_targets_that_its_run_was_trained_with(rival: Path) -> None:
+    cache, source = Cache.open(str(rival / "cache")), find_source(str(rival / "run"))
+    assert source.config is not None
+    assert _rival_arrays(source, cache) == ("l4p_latents",)
+    other = replace(source, config=source.config.model_copy(update={"targets": ("l4p_depth",)}))
+    with pytest.raises(RequestError, match=r"asked for were \['l4p_depth'\]"):
+        load_rival(other, cache, hidden_size=32)
+    with pytest.raises(RequestError, match=r"asked for were \['l4p_depth'\]"):
+        _rival_arrays(other, cache)
 
 
 def test_a_rival_asks_for_its_cache_and_its_frames(rival: Path, tmp_path: Path) -> None:
