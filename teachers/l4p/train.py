@@ -68,6 +68,8 @@ class TrainOptions:
         capacity: clips that the ring holds.
         num_val_clips: worlds in the evaluation: of split `val`, or of a plain split with the next seed.
         eval_minutes: time between evaluations.
+        encoder_fraction: share of the time, the first, in which the encoder learns alone, from `token_losses`: it
+            learns motion in a quarter of the time, and the heads then find it there.
     """
 
     minutes: float = 80.0
@@ -87,11 +89,14 @@ class TrainOptions:
     capacity: int = 4000
     num_val_clips: int = 64
     eval_minutes: float = 6.0
+    encoder_fraction: float = 0.0
 
     def __post_init__(self) -> None:
         least = min(self.minutes, self.learning_rate, self.reuse, self.eval_minutes)
         if least <= 0 or min(self.batch_size, self.num_workers, self.prefill, self.num_val_clips) < 1:
             raise RequestError(f"times, rates and counts must be positive: {self}")
+        if not 0 <= self.encoder_fraction < 1:
+            raise RequestError(f"encoder_fraction {self.encoder_fraction} must be at least 0 and less than 1")
         if self.capacity < max(self.prefill, 2 * self.num_workers):
             raise RequestError(f"capacity {self.capacity} must hold the {self.prefill} clips of prefill")
 
@@ -100,7 +105,7 @@ class TrainOptions:
 
 
 def _mean_over(values: Tensor, valid: Tensor) -> Tensor:
-    """Mean of the valid ones; 0 if there are none."""
+    """Mean of the valid ones, or weighted mean; 0 if there are none."""
     return (values * valid).sum() / valid.sum().clamp_min(1)
 
 
@@ -116,9 +121,14 @@ def depth_losses(depth_b1thw: Tensor, target_b1thw: Tensor) -> dict[str, Tensor]
     return {"depth": _mean_over(error.abs(), valid), "depth_slope": slope}
 
 
-def flow_losses(flow_b2thw: Tensor, target_b2thw: Tensor) -> dict[str, Tensor]:
-    """L1 in pixels, and on a logarithmic scale on which slow motion counts too."""
+def flow_losses(flow_b2thw: Tensor, target_b2thw: Tensor, moves_b1thw: Tensor) -> dict[str, Tensor]:
+    """L1 in pixels, and on a logarithmic scale on which slow motion counts too.
+
+    What moves weighs together as much as what stands: of a small ball before a still camera, a plain mean teaches no
+    flow at all.
+    """
     valid = torch.isfinite(target_b2thw)
+    weights = valid * _balance(moves_b1thw * valid[:, :1], valid[:, :1])
     target = torch.where(valid, target_b2thw, 0.0)
 
     def compressed(values: Tensor) -> Tensor:
@@ -126,7 +136,14 @@ def flow_losses(flow_b2thw: Tensor, target_b2thw: Tensor) -> dict[str, Tensor]:
 
     small = (compressed(flow_b2thw) - compressed(target)).abs()
     far = (flow_b2thw - target).abs().clamp_max(100.0)  # a surface that grazes the camera may fly any distance
-    return {"flow": _mean_over(far, valid), "flow_log": _mean_over(small, valid)}
+    return {"flow": _mean_over(far, weights), "flow_log": _mean_over(small, weights)}
+
+
+def _balance(moves: Tensor, valid: Tensor) -> Tensor:
+    """Weights with which the valid that move weigh together as much as the others; 1 where all or none do."""
+    share = moves.sum() / valid.sum().clamp_min(1)
+    balanced = torch.where(moves > 0, 0.5 / share, 0.5 / (1 - share))
+    return torch.where((share > 0) & (share < 1), balanced, 1.0)
 
 
 def motion_losses(logits_b1thw: Tensor, target_b1thw: Tensor) -> dict[str, Tensor]:
@@ -184,7 +201,8 @@ def _norm(values: Tensor) -> Tensor:
 
 WEIGHTS = {
     "depth": 2.0, "depth_slope": 1.0, "flow": 0.2, "flow_log": 2.0, "motion": 1.0, "motion_iou": 0.5,
-    "ray": 4.0, "moment": 0.5, "rotation": 4.0, "centre": 1.0,
+    "ray": 4.0, "moment": 0.5, "rotation": 4.0, "centre": 1.0, "token_flow": 1.0, "token_depth": 1.0,
+    "token_motion": 4.0,
 }  # fmt: skip
 """What each loss counts; chosen so that none of the four maps drowns another; not tuned."""
 
@@ -193,9 +211,37 @@ def losses(maps: dict[Modality, Tensor], batch: Batch) -> dict[str, Tensor]:
     """Every loss, unweighted."""
     return {
         **depth_losses(maps["depth"], batch.depth_b1thw),
-        **flow_losses(maps["flow"][:, :, 1:], batch.flow_b2thw[:, :, 1:]),
+        **flow_losses(maps["flow"][:, :, 1:], batch.flow_b2thw[:, :, 1:], batch.motion_b1thw[:, :, 1:]),
         **motion_losses(maps["motion"], batch.motion_b1thw),
         **camray_losses(maps["camray"], batch),
+    }
+
+
+TOKEN_CHANNELS = 4
+"""What is read off a token: flow (u, v) in pixels and log depth of what moves in its cell, the logit of its share."""
+
+
+def token_losses(said_btyxc: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """What tokens tell of all that moves in their cells: L1 of mean flow and log depth, cross entropy of its share.
+
+    Args:
+        said_btyxc: (b, steps, rows, columns, TOKEN_CHANNELS), read off the deepest tap.
+        batch: the truth, averaged over cells here. Flow is of those frames that have any.
+    """
+    cell = [size // cells for size, cells in zip(batch.motion_b1thw.shape[2:], said_btyxc.shape[1:4], strict=True)]
+
+    def averaged(values: Tensor) -> Tensor:
+        return functional.avg_pool3d(values, cell).movedim(1, -1)
+
+    moves = batch.motion_b1thw * torch.isfinite(batch.depth_b1thw)
+    flows = moves * torch.isfinite(batch.flow_b2thw).all(dim=1, keepdim=True)
+    share, flow_share = averaged(moves), averaged(flows)
+    log_depth = averaged(torch.where(moves > 0, batch.depth_b1thw.clamp_min(1e-3).log(), 0.0)) / share.clamp_min(1e-6)
+    flow = averaged(torch.where(flows > 0, batch.flow_b2thw, 0.0)) / flow_share.clamp_min(1e-6)
+    return {
+        "token_flow": _mean_over((said_btyxc[..., :2] - flow).abs().mean(-1, keepdim=True), flow_share),
+        "token_depth": _mean_over((said_btyxc[..., 2:3] - log_depth).abs(), share),
+        "token_motion": functional.binary_cross_entropy_with_logits(said_btyxc[..., 3:], share),
     }
 
 
@@ -222,12 +268,43 @@ def fresh_model(config: L4PConfig, seed: int) -> L4P:
         _mimetic(attention, out)
     with torch.no_grad():
         model.encoder.embeddings.patch_embeddings.projection.weight.copy_(whitening_patches(config))
-        for modality, bias in FIRST_BIAS.items():
-            head = cast(Any, model.heads[modality])
-            head.predict.bias.copy_(torch.tensor(bias))
-            head.predict.weight.mul_(0.1)
-            head.smooth.bias.fill_(1.0)  # see LAST_LAYERS
+    for modality in MODALITIES:
+        _begin_head(model, modality)
     return model
+
+
+@torch.no_grad()
+def _begin_head(model: L4P, modality: Modality) -> None:
+    """The last layers as they are at first; see LAST_LAYERS."""
+    head = cast(Any, model.heads[modality])
+    for name in LAST_LAYERS:
+        getattr(head, name).reset_parameters()
+    head.predict.bias.copy_(torch.tensor(FIRST_BIAS[modality]))
+    head.predict.weight.mul_(0.1)
+    head.smooth.bias.fill_(1.0)
+
+
+@torch.no_grad()
+def revive_heads(model: L4P, batch: Batch) -> list[Modality]:
+    """Begin the last layers of those heads anew whose last ReLU lets next to nothing through: they learn no more.
+
+    Returns:
+        Which.
+    """
+    taps = model.encode(batch.pixels_bcthw)
+    silent: list[Modality] = []
+    for modality in MODALITIES:
+        passed: list[float] = []
+        smooth = cast(nn.Module, cast(Any, model.heads[modality]).smooth)
+        hook = smooth.register_forward_hook(
+            lambda _module, _args, out, seen=passed: seen.append((out > 0).float().mean().item())
+        )
+        model.heads[modality](taps)
+        hook.remove()
+        if passed[0] < SILENT:
+            _begin_head(model, modality)
+            silent.append(modality)
+    return silent
 
 
 def whitening_patches(config: L4PConfig) -> Tensor:
@@ -269,15 +346,24 @@ def _mimetic(attention: nn.Module, out: nn.Linear) -> None:
     out.weight.copy_(-0.6 * value.weight.T + 0.3 * torch.randn(width, width) / math.sqrt(width))
 
 
-def predict(model: L4P, pixels_bcthw: Tensor) -> dict[Modality, Tensor]:
-    """The maps, in bfloat16 but for camera rays, whose last digits matter.
+def _half(model: L4P, device_type: str) -> torch.autocast:
+    """bfloat16, but not for models whose deepest grid is narrower than 3.
 
-    Models whose deepest grid is narrower than 3 run in float32: on the CPU, oneDNN's weight gradient of a bfloat16
-    3x3x3 convolution over 2 cells or fewer holds memory that was never written (torch 2.15; a test compares them).
+    On the CPU, oneDNN's weight gradient of a bfloat16 3x3x3 convolution over 2 cells or fewer holds memory that was
+    never written (torch 2.15; a test compares them).
     """
-    kind, grid = pixels_bcthw.device.type, model.config.head("depth").tap_grids[-1]
-    with torch.autocast(kind, torch.bfloat16, enabled=min(grid) >= 3):
-        taps = model.encode(pixels_bcthw)
+    return torch.autocast(device_type, torch.bfloat16, enabled=min(model.config.head("depth").tap_grids[-1]) >= 3)
+
+
+def encode(model: L4P, pixels_bcthw: Tensor) -> tuple[Tensor, ...]:
+    """The taps, in bfloat16."""
+    with _half(model, pixels_bcthw.device.type):
+        return model.encode(pixels_bcthw)
+
+
+def predict(model: L4P, taps: tuple[Tensor, ...]) -> dict[Modality, Tensor]:
+    """The maps of `encode`'s taps, in bfloat16 but for camera rays, whose last digits matter."""
+    with _half(model, taps[0].device.type):
         maps: dict[Modality, Tensor] = {name: model.heads[name](taps) for name in MODALITIES if name != "camray"}
     maps["camray"] = model.heads["camray"]([tap.float() for tap in taps])
     return maps
@@ -289,13 +375,17 @@ encoder sees motion, the best flow is none, and at the full rate the head finds 
 within a few hundred steps: no gradient comes through again. (Seen both times it was looked for.)"""
 
 
+SILENT = 1e-3
+"""A head whose last ReLU lets through less than this share, over units and pixels, is dead."""
+
+
 class Optimizer:
     """Muon (Jordan et al. 2024) for the encoder's matrices, AdamW for everything else, under one learning rate."""
 
-    def __init__(self, model: L4P, options: TrainOptions) -> None:
+    def __init__(self, model: L4P, options: TrainOptions, readout: nn.Linear) -> None:
         matrices: list[Tensor] = []
         others: list[Tensor] = []
-        vectors: list[Tensor] = []
+        vectors: list[Tensor] = list(readout.parameters())
         last: list[Tensor] = []
         for name, parameter in model.named_parameters():
             if name.startswith("encoder.encoder.layer") and parameter.ndim == 2:
@@ -337,7 +427,10 @@ class Optimizer:
 
 
 class Trainer:
-    """Weights, their running mean, the optimiser, and where the schedule stands."""
+    """Weights, their running mean, the optimiser, and where the schedule stands.
+
+    `readout` reads `TOKEN_CHANNELS` off the tokens for `token_losses`, and is no part of the model.
+    """
 
     def __init__(self, model: L4P, options: TrainOptions) -> None:
         self.options = options
@@ -346,7 +439,9 @@ class Trainer:
             self.model.encoder.set_attn_implementation("eager")
             self.model.heads.to(memory_format=torch.channels_last_3d)  # a tenth faster
         self.mean = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.optimizer = Optimizer(self.model, options)
+        self.readout = nn.Linear(model.config.hidden_size, TOKEN_CHANNELS).to(options.device)
+        nn.init.zeros_(self.readout.weight)
+        self.optimizer = Optimizer(self.model, options, self.readout)
         self.num_steps = 0
         self.elapsed_seconds = 0.0
         self.next_index = 0
@@ -372,7 +467,13 @@ class Trainer:
         Raises:
             FloatingPointError: the loss is no finite number.
         """
-        parts = losses(predict(self.model, batch.pixels_bcthw), batch)
+        taps = encode(self.model, batch.pixels_bcthw)
+        parts: dict[str, Tensor] = {}
+        if self.options.encoder_fraction:
+            said = self.readout(taps[-1].float()).unflatten(1, self.model.config.token_grid)
+            parts = token_losses(said, batch)
+        if self.fraction >= self.options.encoder_fraction:
+            parts |= losses(predict(self.model, taps), batch)
         total = sum((WEIGHTS[name] * value for name, value in parts.items()), torch.zeros(()))
         torch.autograd.backward(total)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.max_gradient)
@@ -392,6 +493,7 @@ class Trainer:
             "options": asdict(self.options),
             "model": self.model.state_dict(),
             "mean": self.mean.state_dict(),
+            "readout": self.readout.state_dict(),
             "optimizer": self.optimizer.state_dicts(),
             "num_steps": self.num_steps,
             "elapsed_seconds": self.elapsed_seconds,
@@ -422,6 +524,7 @@ class Trainer:
         trainer = cls(L4P(L4PConfig(**(config | sequences))), options)
         trainer.model.load_state_dict(state["model"])
         trainer.mean.load_state_dict(state["mean"])
+        trainer.readout.load_state_dict(state["readout"])
         trainer.optimizer.load_state_dicts(state["optimizer"])
         trainer.num_steps, trainer.next_index = state["num_steps"], state["next_index"]
         trainer.elapsed_seconds = state["elapsed_seconds"]
@@ -442,7 +545,7 @@ def evaluate(model: L4P, batches: list[Batch]) -> dict[str, float]:
     """
     rows: list[dict[str, Tensor]] = []
     for batch in batches:
-        maps = predict(model, batch.pixels_bcthw)
+        maps = predict(model, encode(model, batch.pixels_bcthw))
         rows.append(_depth_figures(maps["depth"], batch.depth_b1thw))
         rows[-1] |= _flow_figures(maps["flow"][:, :, 1:], batch.flow_b2thw[:, :, 1:])
         rows[-1] |= _motion_figures(maps["motion"] > 0, batch.motion_b1thw > 0.5)
@@ -597,6 +700,9 @@ def train(folder: Path, trainer: Trainer) -> dict[str, float]:
         validation = validation_batches(folder, config, options)
         while len(ring.filled()) < options.prefill and not stop.wait(0.2):
             renderers.check()
+        if trainer.num_steps == 0 and (revived := revive_heads(trainer.model, validation[0])):
+            trainer.mean.load_state_dict(trainer.model.state_dict())
+            print(f"begun anew, since silent: the last layers of {', '.join(revived)}", file=sys.stderr, flush=True)
         random = np.random.default_rng([options.seed, trainer.num_steps])
         with _batches_ahead(lambda: random_batch(ring, options.batch_size, random)) as take:
             return _loop(folder, trainer, renderers, take, validation, stop)
@@ -718,13 +824,17 @@ def main() -> None:
     parser.add_argument("--prefill", type=int, default=defaults.prefill, help="clips before the first step")
     parser.add_argument("--capacity", type=int, default=defaults.capacity, help="clips kept, about 2 MB each")
     parser.add_argument("--eval-minutes", type=float, default=defaults.eval_minutes)
+    parser.add_argument(
+        "--encoder-fraction", type=float, default=defaults.encoder_fraction,
+        help="share of the time, first, in which the encoder learns alone what moves (0: none)",
+    )  # fmt: skip
     given = parser.parse_args()
     try:
         options = TrainOptions(
             minutes=given.minutes or defaults.minutes, batch_size=given.batch_size, learning_rate=given.lr,
             split=given.split, seed=given.seed, num_workers=given.workers, num_threads=given.threads,
             device=given.device, reuse=given.reuse, prefill=given.prefill, capacity=given.capacity,
-            eval_minutes=given.eval_minutes,
+            eval_minutes=given.eval_minutes, encoder_fraction=given.encoder_fraction,
         )  # fmt: skip
         if options.num_threads:
             torch.set_num_threads(options.num_threads)

@@ -27,12 +27,16 @@ from teachers.l4p.train import (
     TrainOptions,
     cameras_from_rays,
     camray_losses,
+    encode,
     evaluate,
+    flow_losses,
     fresh_model,
     losses,
     predict,
     resume,
+    revive_heads,
     start,
+    token_losses,
     train,
     whitening_patches,
 )
@@ -216,6 +220,75 @@ class TestLosses:
         expected, _ = cameras_from_rays(batch.rays_b6tyx)
         torch.testing.assert_close(rotation, expected)
 
+    @pytest.mark.parametrize("num_moving", [1, 9])
+    def test_flow_of_the_smallest_ball_weighs_half(self, num_moving: int) -> None:
+        target, moves = torch.zeros(1, 2, 1, 8, 8), torch.zeros(1, 1, 1, 8, 8)
+        moves.flatten()[:num_moving] = 1
+        target[:, 0][moves[:, 0] > 0] = 3.0
+        target[..., 7, :] = torch.nan  # sky
+        found = flow_losses(torch.zeros_like(target), target, moves)
+        assert found["flow"].item() == pytest.approx(3.0 / 2 / 2)  # half the weight, one of two channels
+        assert found["flow_log"].item() == pytest.approx(np.log(4) / 2 / 2)
+        assert flow_losses(torch.zeros_like(target), target, 0 * moves)["flow"] < 0.3
+
+    def test_tokens_that_tell_what_moves_in_their_cells_cost_only_its_entropy(self, clips: list[Clip]) -> None:
+        batch, cell = collate(clips), 8
+        steps, side = TINY.num_frames // 2, SIZE // cell
+        said = torch.zeros(len(clips), steps, side, side, 4)
+        entropy = []
+        for at in np.ndindex(said.shape[:-1]):
+            n, t, y, x = at
+            part = (n, slice(None), slice(2 * t, 2 * t + 2), *(slice(cell * i, cell * i + cell) for i in (y, x)))
+            depth, flow = batch.depth_b1thw[part][0], batch.flow_b2thw[part]
+            moves = (batch.motion_b1thw[part][0] > 0) & depth.isfinite()
+            with_flow = moves & flow.isfinite().all(0)
+            if with_flow.any():
+                said[at][:2] = flow[:, with_flow].mean(1)
+            if moves.any():
+                said[at][2] = depth[moves].log().mean()
+            share = moves.float().mean().clamp(1e-6, 1 - 1e-6)
+            said[at][3] = share.logit()
+            entropy.append(-(share * share.log() + (1 - share) * (1 - share).log()))
+        found = token_losses(said, batch)
+        assert (found["token_flow"].item(), found["token_depth"].item()) == pytest.approx((0.0, 0.0), abs=1e-4)
+        assert found["token_motion"].item() == pytest.approx(torch.stack(entropy).mean().item(), abs=1e-4)
+        off = token_losses(said + torch.tensor([1.0, 1.0, 0.5, 0.0]), batch)
+        assert (off["token_flow"].item(), off["token_depth"].item()) == pytest.approx((1.0, 0.5), abs=1e-4)
+
+    def test_the_encoder_learns_alone_first_and_the_heads_then(self, clips: list[Clip], tmp_path: Path) -> None:
+        trainer = start(tmp_path, replace(OPTIONS, encoder_fraction=0.5), init=None, config=TINY)
+        batch = collate(clips)
+
+        def moved(seconds: float) -> tuple[bool, bool]:
+            trainer.elapsed_seconds = seconds
+            before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+            trainer.step(batch)
+            changed = {n for n, value in trainer.model.state_dict().items() if not torch.equal(value, before[n])}
+            return (any(n.startswith("encoder") for n in changed), any(n.startswith("heads") for n in changed))
+
+        assert moved(5.0) == (True, False)
+        assert moved(31.0) == (True, True)
+        trainer.elapsed_seconds = 5.0
+        seen = [trainer.step(batch) for _ in range(40)]
+        assert set(seen[0]) == {"token_flow", "token_depth", "token_motion", "gradient"}
+        assert seen[-1]["token_depth"] < 0.7 * seen[0]["token_depth"]
+        with pytest.raises(RequestError, match="encoder_fraction"):
+            replace(OPTIONS, encoder_fraction=1.0)
+
+    def test_a_silent_head_is_begun_anew_and_no_other(self, clips: list[Clip]) -> None:
+        model, batch = fresh_model(TINY, seed=0), collate(clips)
+        assert revive_heads(model, batch) == []
+        with torch.no_grad():
+            model.heads["flow"].get_submodule("smooth").get_parameter("bias").fill_(-1e3)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        assert model(batch.pixels_bcthw).maps["flow"].std() < 1e-6
+        assert revive_heads(model, batch) == ["flow"]
+        changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+        assert {name.split(".")[1] for name in changed} == {"flow"}
+        assert {name.split(".")[2] for name in changed} <= {"narrow", "smooth", "predict"}
+        assert model(batch.pixels_bcthw).maps["flow"].std() > 1e-4
+        assert revive_heads(model, batch) == []
+
     def test_losses_fall_on_one_repeated_batch(self, clips: list[Clip], tmp_path: Path) -> None:
         trainer = start(tmp_path, OPTIONS, init=None, config=TINY)
         trainer.elapsed_seconds = 5.0  # past the warm-up
@@ -304,15 +377,16 @@ class TestRun:
         for name, tensor in trainer.model.state_dict().items():
             torch.testing.assert_close(tensor, shipped[name].float(), rtol=0, atol=0)
 
+    @pytest.mark.parametrize("encoder_fraction", [0.0, 0.5])
     def test_a_resumed_step_equals_the_step_of_a_run_that_never_stopped(
-        self, clips: list[Clip], tmp_path: Path
+        self, clips: list[Clip], tmp_path: Path, encoder_fraction: float
     ) -> None:
-        batch = collate(clips)
-        whole = start(tmp_path, OPTIONS, init=None, config=TINY)
+        batch, options = collate(clips), replace(OPTIONS, encoder_fraction=encoder_fraction)
+        whole = start(tmp_path, options, init=None, config=TINY)
         whole.elapsed_seconds = 5.0
         whole.step(batch)
         whole.save(tmp_path)
-        parted = Trainer.load(tmp_path, OPTIONS)
+        parted = Trainer.load(tmp_path, options)
         assert parted.step(batch) == whole.step(batch)
         assert torch.load(tmp_path / CHECKPOINT_FILE, weights_only=True)["num_steps"] == 1
         for mine, other in zip(whole.mean.parameters(), parted.mean.parameters(), strict=True):
@@ -330,5 +404,8 @@ class TestRun:
             torch.autograd.backward(sum((WEIGHTS[name] * found[name] for name in found), torch.zeros(())))
             return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
-        rough, exact = gradient(predict(model, batch.pixels_bcthw)), gradient(model(batch.pixels_bcthw).maps)
+        rough, exact = (
+            gradient(predict(model, encode(model, batch.pixels_bcthw))),
+            gradient(model(batch.pixels_bcthw).maps),
+        )
         assert (rough - exact).norm() < 0.03 * exact.norm()
