@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import select
+import signal
 import stat
 import struct
 import subprocess
@@ -116,10 +117,16 @@ class _ChildGoneError(Exception):
 
 
 class _Child:
-    """One decoder process and its pipes."""
+    """One decoder process and its pipes.
 
-    def __init__(self, limits: DecodeLimits) -> None:
+    Args:
+        limits: what a video may cost it.
+        is_second: it is asked what a child before it was killed over.
+    """
+
+    def __init__(self, limits: DecodeLimits, *, is_second: bool = False) -> None:
         self.num_requests = 0
+        self.is_second = is_second
         # Nothing of ours is inherited: no credentials, no proxy settings, no thread counts.
         environment = {
             "PYTHONPATH": os.pathsep.join(os.path.abspath(entry) for entry in sys.path),
@@ -142,6 +149,11 @@ class _Child:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether it ended by SIGKILL, which no video sends: its own limits end a decoder in other ways."""
+        return self._process.returncode == -signal.SIGKILL
 
     def send(self, request: Mapping[str, object]) -> None:
         text = json.dumps(request).encode()
@@ -377,10 +389,9 @@ class Decoder:
 
     def _start(self, request: Mapping[str, object]) -> tuple[_Child, float]:
         """Send a request to the child, a new one if there is none or it died in its sleep; with the deadline."""
-        start_seconds = 0.0
         for _ in range(2):
-            if self._child is None:
-                self._child, start_seconds = _Child(self.limits), _START_SECONDS
+            self._child = self._child or _Child(self.limits)
+            start_seconds = 0.0 if self._child.num_requests else _START_SECONDS
             try:
                 self._child.send(request)
                 return self._child, time.monotonic() + start_seconds + self.limits.timeout_seconds
@@ -398,9 +409,16 @@ class Decoder:
         return {"failure": "decoder_crashed", "message": f"crashed the decoder ({how})"}
 
     def _deserves_fresh_child(self, child: _Child, failure: VideoError) -> bool:
-        """A crash or lack of memory after earlier files may be theirs: ask again in a fresh child, once."""
+        """A crash or lack of memory after earlier files may be theirs: ask again in a fresh child, once.
+
+        So may be a kill: Ray kills the children of a worker that it ends some milliseconds before the worker, in which
+        the video would be written down as faulty.
+        """
         if failure.failure not in ("out_of_memory", "decoder_crashed"):
             return False
+        if child.num_requests == 1 and child.was_killed and not child.is_second:
+            self._child = _Child(self.limits, is_second=True)
+            return True
         self._end_child()
         return child.num_requests > 1
 

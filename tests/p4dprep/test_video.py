@@ -2,7 +2,9 @@ import hashlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -195,6 +197,27 @@ def test_a_killed_child_costs_nothing_when_idle_and_is_replaced(tmp_path: Path) 
         after = decoder.read(path, SMALL)
         assert decoder.pid != first
     np.testing.assert_array_equal(before.frames_thwc, after.frames_thwc)
+
+
+@pytest.mark.parametrize("num_kills", [1, 2])
+def test_a_child_killed_over_its_first_video_is_replaced_once(tmp_path: Path, num_kills: int) -> None:
+    path, killed = write_video(tmp_path / "a.mp4"), set[int]()
+    with Decoder() as decoder, ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(decoder.read, path, SMALL)
+        while not reading.done():
+            time.sleep(0.001)
+            if len(killed) < num_kills and (pid := decoder.pid) and pid not in killed:
+                time.sleep(0.02)  # it was asked, and is still importing
+                os.kill(pid, signal.SIGKILL)
+                killed.add(pid)
+        assert len(killed) == num_kills
+        if num_kills == 1:
+            assert indices(reading.result()) == [0, 6, 12, 17, 23]
+        else:
+            with pytest.raises(VideoError, match="signal 9") as caught:
+                reading.result()
+            assert caught.value.failure == "decoder_crashed"
+        assert indices(decoder.read(path, SMALL)) == [0, 6, 12, 17, 23]
 
 
 def test_a_decoder_that_hangs_is_killed_in_time_and_replaced(tmp_path: Path) -> None:
