@@ -68,8 +68,8 @@ class TrainOptions:
         capacity: clips that the ring holds.
         num_val_clips: worlds in the evaluation: of split `val`, or of a plain split with the next seed.
         eval_minutes: time between evaluations.
-        encoder_fraction: share of the time, the first, in which the encoder learns alone, from `token_losses`: it
-            learns motion in a quarter of the time, and the heads then find it there.
+        encoder_fraction: share of the time, the first, in which the encoder learns alone, from `token_losses`; a step
+            without heads takes less than a third of the time.
     """
 
     minutes: float = 80.0
@@ -101,6 +101,10 @@ class TrainOptions:
             raise RequestError(f"capacity {self.capacity} must hold the {self.prefill} clips of prefill")
 
 
+RUN_OPTIONS = ("minutes", "split", "seed", "encoder_fraction")
+"""What a run is, and keeps when it is resumed."""
+
+
 # --- losses ---
 
 
@@ -124,8 +128,7 @@ def depth_losses(depth_b1thw: Tensor, target_b1thw: Tensor) -> dict[str, Tensor]
 def flow_losses(flow_b2thw: Tensor, target_b2thw: Tensor, moves_b1thw: Tensor) -> dict[str, Tensor]:
     """L1 in pixels, and on a logarithmic scale on which slow motion counts too.
 
-    What moves weighs together as much as what stands: of a small ball before a still camera, a plain mean teaches no
-    flow at all.
+    What moves weighs together as much as what stands: in a plain mean a small ball before a still camera is nothing.
     """
     valid = torch.isfinite(target_b2thw)
     weights = valid * _balance(moves_b1thw * valid[:, :1], valid[:, :1])
@@ -510,10 +513,10 @@ class Trainer:
 
     @classmethod
     def load(cls, folder: Path, options: TrainOptions) -> "Trainer":
-        """From the checkpoint; the options are the caller's but for the minutes, which belong to the schedule.
+        """From the checkpoint; the options are the caller's but for `RUN_OPTIONS`, which belong to the run.
 
         Raises:
-            RequestError: there is none.
+            RequestError: there is none, or one of an older version.
         """
         try:
             state = torch.load(folder / CHECKPOINT_FILE, map_location="cpu", weights_only=True)
@@ -521,6 +524,9 @@ class Trainer:
             raise RequestError(f"nothing to resume: {folder / CHECKPOINT_FILE} is missing") from None
         config = state["config"]
         sequences = {name: tuple(value) for name, value in config.items() if isinstance(value, list | tuple)}
+        if "readout" not in state:
+            raise RequestError(f"{folder} is of an older version; begin another with --init {folder / 'model'}")
+        options = replace(options, **{name: state["options"][name] for name in RUN_OPTIONS})
         trainer = cls(L4P(L4PConfig(**(config | sequences))), options)
         trainer.model.load_state_dict(state["model"])
         trainer.mean.load_state_dict(state["mean"])
@@ -528,7 +534,6 @@ class Trainer:
         trainer.optimizer.load_state_dicts(state["optimizer"])
         trainer.num_steps, trainer.next_index = state["num_steps"], state["next_index"]
         trainer.elapsed_seconds = state["elapsed_seconds"]
-        trainer.options = replace(options, minutes=state["options"]["minutes"])
         return trainer
 
 
@@ -811,7 +816,10 @@ def main() -> None:
     defaults = TrainOptions()
     parser.add_argument("out", type=Path, help="folder of checkpoint, curve.csv, model and clips")
     parser.add_argument("--minutes", type=float, help=f"training time (default {defaults.minutes:.0f})")
-    parser.add_argument("--resume", action="store_true", help="go on; with --minutes, for a new schedule of so many")
+    parser.add_argument(
+        "--resume", action="store_true",
+        help=f"go on as the run began ({', '.join(RUN_OPTIONS)}); with --minutes, for a new schedule of so many",
+    )  # fmt: skip
     parser.add_argument("--init", type=Path, help="start from the weights of a folder, such as the shipped ones")
     parser.add_argument("--batch-size", type=int, default=defaults.batch_size)
     parser.add_argument("--lr", type=float, default=defaults.learning_rate)

@@ -367,6 +367,28 @@ class TestRun:
         for name, tensor in again.model.state_dict().items():
             torch.testing.assert_close(tensor, trainer.model.state_dict()[name], rtol=0, atol=0, msg=name)
 
+    def test_a_resumed_run_keeps_what_it_is_and_takes_the_machines_options_anew(self, tmp_path: Path) -> None:
+        options = replace(OPTIONS, split="single_train", seed=3, encoder_fraction=0.5)
+        start(tmp_path, options, init=None, config=TINY).save(tmp_path)
+        resumed = Trainer.load(tmp_path, replace(OPTIONS, minutes=9.0, num_workers=2))
+        assert resumed.options == replace(options, num_workers=2)
+        state = torch.load(tmp_path / CHECKPOINT_FILE, weights_only=True)
+        del state["readout"]
+        torch.save(state, tmp_path / CHECKPOINT_FILE)
+        with pytest.raises(RequestError, match="older version; begin another with --init"):
+            Trainer.load(tmp_path, OPTIONS)
+
+    def test_a_run_begins_silent_heads_anew(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        model = fresh_model(TINY, seed=0)
+        with torch.no_grad():
+            model.heads["flow"].get_submodule("smooth").get_parameter("bias").fill_(-1e3)
+        model.save_pretrained(tmp_path / "init")
+        trainer = start(tmp_path / "out", replace(OPTIONS, minutes=1e-4), init=tmp_path / "init", config=TINY)
+        train(tmp_path / "out", trainer)
+        assert "begun anew, since silent: the last layers of flow\n" in capsys.readouterr().err
+        saved = L4P.from_pretrained(tmp_path / "out" / "model").heads["flow"].get_submodule("smooth")
+        assert saved.get_parameter("bias").float().abs().max() < 10
+
     def test_resume_without_a_run_says_so(self, tmp_path: Path) -> None:
         with pytest.raises(RequestError, match="nothing to resume"):
             resume(tmp_path, OPTIONS, minutes=None)
@@ -386,7 +408,7 @@ class TestRun:
         whole.elapsed_seconds = 5.0
         whole.step(batch)
         whole.save(tmp_path)
-        parted = Trainer.load(tmp_path, options)
+        parted = Trainer.load(tmp_path, OPTIONS)
         assert parted.step(batch) == whole.step(batch)
         assert torch.load(tmp_path / CHECKPOINT_FILE, weights_only=True)["num_steps"] == 1
         for mine, other in zip(whole.mean.parameters(), parted.mean.parameters(), strict=True):
