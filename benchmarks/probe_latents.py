@@ -2,7 +2,7 @@
 
 CACHE holds latents of a teacher, TRUTH `truth?latents=ROWS` of the same clips. The teacher's are averaged over the
 cells of the truth, whose every channel is then fitted by ridge regression on 70% of the clips, and R2 is told of the
-others: 1 is all of it, 0 no more than the mean. What cannot be read here, a student of that grid cannot learn by L_LD.
+others: 1 is all of it, 0 no more than the mean.
 """
 
 import argparse
