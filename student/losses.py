@@ -4,6 +4,7 @@ Reductions. The paper sums smooth L1 over the steps n' and frames n; inside one 
 loss here is the mean over the valid pixels and channels of a frame, summed over frames, then averaged over the
 batch (each clip counts alike); the latent loss is averaged over taps, so that `latent_weight` does not depend on how
 many the teacher gave. smooth L1 has beta 1, torch's default. A frame without a valid pixel adds nothing to the sum.
+Every mean over a frame can be a weighted one, see `motion_balance`.
 
 Shape suffixes: `b` batch, `k` taps, `t y x` frames, rows and columns, `n` all pixels of a frame, `c` channels.
 """
@@ -33,6 +34,7 @@ LOSSES: Mapping[Quantity, tuple[Loss, ...]] = {
 """Losses a quantity allows, the default first."""
 
 _MIN_SPREAD = 1e-6
+_LEAST_SHARE = 0.01
 
 
 def choose_loss(array: str, quantity: Quantity, asked: Loss | None) -> Loss:
@@ -56,13 +58,37 @@ def choose_loss(array: str, quantity: Quantity, asked: Loss | None) -> Loss:
     raise RequestError(f"{array}: loss {asked} is refused, since {quantity} {why}; use {' or '.join(allowed)}")
 
 
-def latent_losses(predicted_bktyxc: Tensor, target_bktyxc: Tensor) -> Tensor:
-    """L_LD (Sec. 4.2) of every tap, (k,): smooth L1, mean over a step's tokens and channels, sum over steps."""
-    difference = functional.smooth_l1_loss(predicted_bktyxc, target_bktyxc, reduction="none")
-    return difference.mean(dim=(3, 4, 5)).sum(dim=2).mean(dim=0)
+def motion_balance(moving_btyx: Tensor) -> Tensor:
+    """Weights, of mean 1 in every frame, with which what moves counts together as much as what stands.
+
+    In a plain mean a ball that covers a hundredth of the frame is worth a hundredth, however well it tells of motion.
+    Where one of both has less than a hundredth of a frame, balance fades to the plain mean, so that a few cells taken
+    for moving never rule a frame: no weight passes 1 / (2 * 0.01).
+
+    Args:
+        moving_btyx: share of each cell that moves, in [0, 1].
+    """
+    share = moving_btyx.mean(dim=(2, 3), keepdim=True)
+    balanced = moving_btyx / share.clamp_min(_MIN_SPREAD) + (1 - moving_btyx) / (1 - share).clamp_min(_MIN_SPREAD)
+    strength = (torch.minimum(share, 1 - share) / _LEAST_SHARE).clamp_max(1)
+    return 1 + strength * (balanced / 2 - 1)
 
 
-def map_loss(predicted_btyxc: Tensor, target_btyxc: Tensor, loss: Loss) -> Tensor:
+def latent_losses(predicted_bktyxc: Tensor, target_bktyxc: Tensor, weights_btyx: Tensor | None = None) -> Tensor:
+    """L_LD (Sec. 4.2) of every tap, (k,): smooth L1, mean over a step's tokens and channels, sum over steps.
+
+    Args:
+        predicted_bktyxc: the student's.
+        target_bktyxc: the teacher's, of the same shape.
+        weights_btyx: of the tokens, of mean 1 in every step; None weighs all alike.
+    """
+    difference = functional.smooth_l1_loss(predicted_bktyxc, target_bktyxc, reduction="none").mean(dim=5)
+    if weights_btyx is not None:
+        difference = difference * weights_btyx[:, None]
+    return difference.mean(dim=(3, 4)).sum(dim=2).mean(dim=0)
+
+
+def map_loss(predicted_btyxc: Tensor, target_btyxc: Tensor, loss: Loss, weights_btyx: Tensor | None = None) -> Tensor:
     """One modality's part of L_ED (Sec. 4.2), unweighted, a scalar.
 
     `log_smooth_l1` compares logarithms (the authors' release); `cross_entropy` takes logits and a mask of 0 and 1.
@@ -72,6 +98,7 @@ def map_loss(predicted_btyxc: Tensor, target_btyxc: Tensor, loss: Loss) -> Tenso
         predicted_btyxc: finite map; positive for a loss of logarithms.
         target_btyxc: of the same shape, NaN where invalid.
         loss: how they are compared.
+        weights_btyx: of the pixels; None weighs all alike.
     """
     valid = target_btyxc.isfinite().all(dim=-1)
     # No NaN may enter the arithmetic: its gradient would be NaN even where a mask hides it.
@@ -85,13 +112,14 @@ def map_loss(predicted_btyxc: Tensor, target_btyxc: Tensor, loss: Loss) -> Tenso
         values = functional.smooth_l1_loss(predicted_btyxc.clamp_min(smallest).log(), target.log(), reduction="none")
     else:
         values = functional.smooth_l1_loss(predicted_btyxc, target, reduction="none")
-    return _sum_over_frames(values.mean(dim=-1), valid)
+    return _sum_over_frames(values.mean(dim=-1), valid.to(values) if weights_btyx is None else valid * weights_btyx)
 
 
-def _sum_over_frames(values_btyx: Tensor, valid_btyx: Tensor) -> Tensor:
-    """Mean over a frame's valid pixels, sum over frames, mean over the batch."""
-    sums_bt = torch.where(valid_btyx, values_btyx, 0.0).sum(dim=(2, 3))
-    return (sums_bt / valid_btyx.sum(dim=(2, 3)).clamp_min(1)).sum(dim=1).mean()
+def _sum_over_frames(values_btyx: Tensor, weights_btyx: Tensor) -> Tensor:
+    """Weighted mean over a frame's pixels, those of weight 0 left out, sum over frames, mean over the batch."""
+    sums_bt = torch.where(weights_btyx > 0, values_btyx * weights_btyx, 0.0).sum(dim=(2, 3))
+    totals_bt = weights_btyx.sum(dim=(2, 3))
+    return (sums_bt / torch.where(totals_bt > 0, totals_bt, 1.0)).sum(dim=1).mean()
 
 
 def _invariant_difference(predicted_btyxc: Tensor, target_btyxc: Tensor, valid_btyx: Tensor) -> Tensor:

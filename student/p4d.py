@@ -7,6 +7,7 @@ with what the cache keeps.
 Shape suffixes: `b` batch, `s` sequence, `k` taps, `t y x` the grid of tokens or of a map, `n` its tokens, `c` channels.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
@@ -19,8 +20,8 @@ from torch.nn import functional
 from p4dprep.cache import Cache
 from p4dprep.errors import RequestError
 from p4dprep.heads import DPTHead, Triple
-from student.losses import choose_loss, latent_losses, map_loss
-from student.p4d_config import DistilFrame, ExplicitTerm, P4DConfig
+from student.losses import choose_loss, latent_losses, map_loss, motion_balance
+from student.p4d_config import MODALITIES, DistilFrame, ExplicitTerm, P4DConfig
 from student.samples import VideoTokens
 from student.targets import CachedTarget, TargetBatch, cached_targets, load_head
 
@@ -63,11 +64,15 @@ class PerceptionDecoder(nn.Module):
         hidden_size: width of the language model.
         shape: of the teacher's features.
         hidden_channels: width in between; the paper's is 2,560.
+        positions: add a learnt vector, 0 at first, for each row and column of the grid. The paper has none.
     """
 
-    def __init__(self, hidden_size: int, shape: LatentShape, hidden_channels: int = 2560) -> None:
+    def __init__(
+        self, hidden_size: int, shape: LatentShape, hidden_channels: int = 2560, *, positions: bool = False
+    ) -> None:
         super().__init__()
         self.shape = shape
+        self.position_yxc = nn.Parameter(torch.zeros(*shape.grid[1:], hidden_channels)) if positions else None
         self.first = nn.Linear(hidden_size, hidden_channels)
         self.second = nn.Linear(hidden_channels, hidden_channels)
         self.last = nn.Linear(hidden_channels, shape.num_taps * shape.channels)
@@ -77,7 +82,8 @@ class PerceptionDecoder(nn.Module):
 
     def forward(self, hidden_btyxc: Tensor) -> Tensor:
         """Hidden states on the teacher's grid to its features (b, k, t, y, x, c), float32 or wider."""
-        values = functional.gelu(self.first(hidden_btyxc))
+        values = self.first(hidden_btyxc)
+        values = functional.gelu(values if self.position_yxc is None else values + self.position_yxc)
         values = _at_least_float32(self.last(functional.gelu(self.second(values))))
         return values.reshape(*values.shape[:-1], self.shape.num_taps, self.shape.channels).movedim(-2, 1)
 
@@ -85,7 +91,8 @@ class PerceptionDecoder(nn.Module):
 class LightHead(nn.Module):
     """A small trainable head, where the teacher left no frozen one or none is wanted; its numbers are no teacher's.
 
-    Two convolutions on the grid of tokens, then trilinear up-sampling: it can say what lies where, not draw edges.
+    Two linear layers turn each token into the small block of the map that it covers, in space and time (sub-pixel
+    convolution, arXiv 1609.05158, without a neighbourhood: the tokens come from a model that looks everywhere).
 
     Args:
         shape: of the features it reads.
@@ -99,24 +106,27 @@ class LightHead(nn.Module):
     ) -> None:
         super().__init__()
         self.grid, self.output_grid, self.activation = shape.grid, output_grid, activation
-        self.mix = nn.Conv3d(shape.num_taps * shape.channels, _LIGHT_CHANNELS, 1)
-        self.smooth = nn.Conv3d(_LIGHT_CHANNELS, _LIGHT_CHANNELS, 3, padding=1)
-        self.predict = nn.Conv3d(_LIGHT_CHANNELS, out_channels, 1)
+        (steps, rows, columns), (frames, *sides) = shape.grid, output_grid
+        height, width = (max(1, min(side, _LIGHT_SIDE) // n) for side, n in zip(sides, (rows, columns), strict=True))
+        self.block: Triple = (-(-frames // steps), height, width)
+        self.mix = nn.Linear(shape.num_taps * shape.channels, _LIGHT_CHANNELS)
+        self.predict = nn.Linear(_LIGHT_CHANNELS, math.prod(self.block) * out_channels)
 
     @property
     def coarse_grid(self) -> Triple:
         """Frames, rows and columns of the map that is compared with the teacher's in training."""
         frames, rows, columns = self.output_grid
-        return frames, min(rows, _LIGHT_SIDE), min(columns, _LIGHT_SIDE)
+        return frames, min(rows, self.grid[1] * self.block[1]), min(columns, self.grid[2] * self.block[2])
 
     def forward(self, taps: Sequence[Tensor], *, coarse: bool = False) -> Tensor:
         """Taps (b, n, c) to a map (b, out_channels, t, y, x), as `p4dprep.heads.DPTHead`; or on the coarse grid."""
-        # As a matrix product: on a CPU the convolution of one cell takes twice as long.
-        values = functional.linear(torch.cat(tuple(taps), dim=-1), self.mix.weight.flatten(1), self.mix.bias)
-        values = functional.gelu(values).transpose(1, 2).reshape(len(values), -1, *self.grid)
-        values = functional.gelu(self.smooth(values))
+        values = self.predict(functional.gelu(self.mix(torch.cat(tuple(taps), dim=-1))))
+        blocks = _at_least_float32(values).reshape(len(values), *self.grid, *self.block, -1)
+        made = [cells * size for cells, size in zip(self.grid, self.block, strict=True)]
+        values = blocks.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(len(values), -1, *made)
         grid = self.coarse_grid if coarse else self.output_grid
-        values = functional.interpolate(_at_least_float32(self.predict(values)), grid, mode="trilinear")
+        if tuple(values.shape[2:]) != grid:
+            values = functional.interpolate(values, grid, mode="trilinear")
         return values.exp() if self.activation == "exp" else values
 
 
@@ -245,7 +255,8 @@ class P4D(nn.Module):
             term.target: choose_loss(term.target, known[term.target].spec.quantity, term.loss) for term in config.terms
         }
         self.shape = self._latent_shape(self.num_frames)
-        self.decoder = PerceptionDecoder(hidden_size, self.shape, config.hidden_channels)
+        self.decoder = PerceptionDecoder(hidden_size, self.shape, config.hidden_channels, positions=config.positions)
+        self.motion = self._motion() if config.balanced else None
         self._add_scales(cache)
         self.frozen_heads, self.light_heads = nn.ModuleDict(), nn.ModuleDict()
         for term in config.terms:
@@ -265,6 +276,17 @@ class P4D(nn.Module):
         # Worked out anew by whoever resumes, from the same cache: no part of a checkpoint.
         self.register_buffer("latent_mean_ktyxc", mean, persistent=False)
         self.register_buffer("latent_spread_ktyxc", spread, persistent=False)
+
+    def _motion(self) -> CachedTarget:
+        """The one term that says what moves."""
+        terms = [self.targets[term.target] for term in self.config.terms]
+        found = [target for target in terms if MODALITIES.get(target.spec.quantity) == "motion"]
+        if len(found) != 1:
+            raise RequestError(
+                f"balance_motion asks for one target that says what moves; the targets are {sorted(self.targets)}: "
+                "name one among targets"
+            )
+        return found[0]
 
     def _latent_shape(self, num_frames: int) -> LatentShape:
         if self.config.latents is not None:
@@ -330,44 +352,66 @@ class P4D(nn.Module):
         with torch.set_grad_enabled(self._learns_any and torch.is_grad_enabled()):
             hidden_btyxc = rearrange(hidden_bsc, video_tokens, self.shape.grid, self.config.frame)
             latents = self.decoder(hidden_btyxc)
+            told = latents  # light heads read what the decoder says: in the teacher's units small channels are faint
             if self.latent_mean_ktyxc is not None and self.latent_spread_ktyxc is not None:
                 latents = latents * self.latent_spread_ktyxc + self.latent_mean_ktyxc
-        maps = {term.target: self._map(term, latents, coarse) for term in self.config.terms}
+        maps = {term.target: self._map(term, latents, told, coarse) for term in self.config.terms}
         return P4DPrediction(latents_bktyxc=latents, maps=maps)
 
-    def _map(self, term: ExplicitTerm, latents_bktyxc: Tensor, coarse: bool) -> Tensor:
-        taps = list(latents_bktyxc.flatten(2, 4).unbind(1))
+    def _map(self, term: ExplicitTerm, latents_bktyxc: Tensor, told_bktyxc: Tensor, coarse: bool) -> Tensor:
         with torch.set_grad_enabled(self.config.learns(term) and torch.is_grad_enabled()):
-            is_frozen = term.target in self.frozen_heads
             values: Tensor = (
-                self.frozen_heads[term.target](taps)
-                if is_frozen
-                else self.light_heads[term.target](taps, coarse=coarse)
+                self.frozen_heads[term.target](_taps(latents_bktyxc))
+                if term.target in self.frozen_heads
+                else self.light_heads[term.target](_taps(told_bktyxc), coarse=coarse)
             )
         return values.movedim(1, -1)
 
     def compare(self, prediction: P4DPrediction, targets: TargetBatch) -> P4DLosses:
         """The losses of a prediction, each term unweighted, and their weighted sum."""
         config, device = self.config, prediction.latents_bktyxc.device
+        weights = self._weights(prediction, targets)
         total, latent_k = torch.zeros((), device=device), torch.zeros(0, device=device)
         if config.latents is not None:
             predicted = prediction.latents_bktyxc
             target = targets.arrays[config.latents].to(predicted)
             if self.latent_spread_ktyxc is not None:
                 predicted, target = predicted / self.latent_spread_ktyxc, target / self.latent_spread_ktyxc
-            latent_k = latent_losses(predicted, target)
+            latent_k = latent_losses(predicted, target, weights.get(self.shape.grid))
             total = total + config.latent_weight * latent_k.mean() if config.learns_latents else total
-        explicit = {term.target: self._explicit(term, prediction, targets) for term in config.terms}
+        explicit = {term.target: self._explicit(term, prediction, targets, weights) for term in config.terms}
         for term in config.terms:
             if config.learns(term):
                 total = total + config.explicit_weight * term.weight * explicit[term.target]
         return P4DLosses(total=total, latent_k=latent_k.detach(), explicit={n: e.detach() for n, e in explicit.items()})
 
-    def _explicit(self, term: ExplicitTerm, prediction: P4DPrediction, targets: TargetBatch) -> Tensor:
+    def _explicit(
+        self, term: ExplicitTerm, prediction: P4DPrediction, targets: TargetBatch, weights: Mapping[Triple, Tensor]
+    ) -> Tensor:
         predicted = prediction.maps[term.target]
         target = targets.arrays[term.target].to(predicted)
-        target = target.reshape(*target.shape[:4], predicted.shape[-1])
-        return map_loss(predicted, shrunk(target, predicted.shape[2:4]), self.losses[term.target])
+        target = shrunk(target.reshape(*target.shape[:4], predicted.shape[-1]), predicted.shape[2:4])
+        return map_loss(predicted, target, self.losses[term.target], weights.get(_grid(predicted)))
+
+    def _weights(self, prediction: P4DPrediction, targets: TargetBatch) -> dict[Triple, Tensor]:
+        """For each grid that is compared on, weights of its cells (b, t, y, x); none where all weigh alike."""
+        if self.motion is None:
+            return {}
+        values = targets.arrays[self.motion.array]
+        is_moving = values > (0.5 if self.motion.spec.quantity == "motion mask" else 0)
+        share = is_moving.reshape(values.shape[:4]).to(prediction.latents_bktyxc)
+        grids = {self.shape.grid, *map(_grid, prediction.maps.values())}
+        return {grid: motion_balance(functional.adaptive_avg_pool3d(share, grid)) for grid in grids}
+
+
+def _grid(map_btyxc: Tensor) -> Triple:
+    frames, rows, columns = map_btyxc.shape[1:4]
+    return frames, rows, columns
+
+
+def _taps(latents_bktyxc: Tensor) -> list[Tensor]:
+    """(b, n, c) of every tap, as heads read them."""
+    return list(latents_bktyxc.flatten(2, 4).unbind(1))
 
 
 def latent_scales(cache: Cache, latents: CachedTarget) -> tuple[Tensor, Tensor]:

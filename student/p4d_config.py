@@ -70,6 +70,10 @@ class P4DConfig:
         standardised: latents are compared channel by channel in units of their spread over the corpus, so that none
             is drowned by one of another scale.
         frame: see `DistilFrame`.
+        positions: the decoder is told where on the teacher's grid a token lies, by a vector that it learns. Without,
+            it cannot tell apart the teacher's cells within one cell of a student whose grid is coarser.
+        balanced: in every loss what moves counts as much as what stands, see `student.losses.motion_balance`; by the
+            one term that is a motion, which must be there.
     """
 
     latents: str | None
@@ -80,6 +84,8 @@ class P4DConfig:
     heads: Heads = "frozen"
     standardised: bool = False
     frame: DistilFrame = "first"
+    positions: bool = False
+    balanced: bool = False
 
     def __post_init__(self) -> None:
         if min(self.latent_weight, self.explicit_weight) < 0 or self.hidden_channels < 1:

@@ -255,6 +255,8 @@ def p4d_config(config: TrainConfig, cache: Cache) -> P4DConfig:
         heads=config.heads,
         standardised=config.standardise_latents,
         frame=config.distill_frame,
+        positions=config.decoder_positions,
+        balanced=config.balance_motion,
     )
 
 

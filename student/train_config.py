@@ -37,12 +37,15 @@ class TrainConfig(BaseModel):
         heads: `frozen` are the teacher's own where the cache keeps them, as in the paper; `light` trains small ones in
             their place, for a student that is smaller than the teacher's heads.
         decoder_width: of the perception decoder's hidden layers.
+        decoder_positions: tell the decoder where on the teacher's grid a token lies, for a student whose own grid is
+            coarser.
         distill_layer: LLM layer whose output is distilled, from 1; None is the last, as in the paper. A middle one
             leaves later layers to read what was learnt.
         distill_frame: whose hidden states a teacher's step of several frames is told from: `first`, as in the authors'
             release, or `last`, at which an LLM that looks back only has seen them all.
         standardise_latents: compare latents channel by channel in units of their spread over the corpus, so that none
             is drowned by one of another scale.
+        balance_motion: in every loss what moves counts together as much as what stands, by the cached motion.
         strategy: `p4d`, or the paper's rivals, which read the teacher's targets at inference too (Table 4).
         time_cue: how the student is told the frames' times.
         tune: which parts learn.
@@ -93,9 +96,11 @@ class TrainConfig(BaseModel):
     explicit_weight: float = Field(default=0.1, ge=0)
     heads: Heads = "frozen"
     decoder_width: int = Field(default=2560, ge=1)
+    decoder_positions: bool = False
     distill_layer: int | None = Field(default=None, ge=1)
     distill_frame: DistilFrame = "first"
     standardise_latents: bool = False
+    balance_motion: bool = False
     strategy: Strategy = "p4d"
     time_cue: TimeCue = "tpe"
     tune: Tuning = "projector+llm"

@@ -76,6 +76,22 @@ class TestTerms:
         expected = 0.7 * terms["ld"] + 0.2 * sum(planned[name] * terms[f"ed/{name}"] for name in planned)
         assert float(found["p4d"].detach()) == pytest.approx(expected, rel=1e-5)
 
+    def test_how_it_is_taught_is_as_was_asked_for(self, world: Path) -> None:
+        asked = {
+            "balance_motion": True,
+            "decoder_positions": True,
+            "standardise_latents": True,
+            "distill_frame": "last",
+        }
+        model, collate = made(world, **asked)
+        config = model.p4d.config  # type: ignore[union-attr]
+        assert (config.balanced, config.positions, config.standardised, config.frame) == (True, True, True, "last")
+        losses = model.train()(batch_of(world, collate, *CLIPS, *STILLS))
+        losses["p4d"].backward()
+        gradient = model.p4d.decoder.position_yxc.grad  # type: ignore[union-attr]
+        assert gradient is not None
+        assert (gradient != 0).any(dim=-1).all()
+
     def test_sft_is_the_cross_entropy_of_the_answers_tokens(self, world: Path) -> None:
         model, collate = made(world)
         batch = batch_of(world, collate, 0, 1, 5)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from p4dprep.errors import RequestError
 from p4dprep.targets import Quantity
-from student.losses import LOSSES, Loss, choose_loss, latent_losses, map_loss
+from student.losses import LOSSES, Loss, choose_loss, latent_losses, map_loss, motion_balance
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -170,3 +170,53 @@ def test_a_loss_without_meaning_and_a_quantity_that_is_no_map_are_refused() -> N
         choose_loss("l4p_flow", "backward flow", "cross_entropy")
     with pytest.raises(RequestError, match="truth_pose is camera pose, which is not learnt"):
         choose_loss("truth_pose", "camera pose", None)
+
+
+class TestMotionBalance:
+    def test_what_moves_counts_together_as_much_as_what_stands(self) -> None:
+        moving = torch.zeros(1, 2, 4, 5, dtype=torch.float64)
+        moving[0, 0, 1, 2] = 1
+        moving[0, 1, :2] = 1
+        weights = motion_balance(moving)
+        torch.testing.assert_close((weights * moving).sum((2, 3)), torch.full((1, 2), 10.0).double())
+        torch.testing.assert_close((weights * (1 - moving)).sum((2, 3)), torch.full((1, 2), 10.0).double())
+
+    def test_a_cell_that_moves_in_part_counts_by_its_share(self) -> None:
+        weights = motion_balance(torch.tensor([[[[0.5, 0.0, 0.0, 0.0]]]], dtype=torch.float64))
+        expected = [(0.5 / 0.125 + 0.5 / 0.875) / 2, *[1 / 0.875 / 2] * 3]
+        assert weights.flatten().tolist() == pytest.approx(expected)
+
+    @pytest.mark.parametrize("value", [0.0, 1.0])
+    def test_a_frame_of_one_kind_is_weighed_as_ever(self, value: float) -> None:
+        assert (motion_balance(torch.full((1, 1, 3, 3), value)) == 1).all()
+
+    def test_a_few_cells_taken_for_moving_never_rule_a_frame(self) -> None:
+        moving = torch.zeros(1, 1, 100, 100, dtype=torch.float64)
+        moving[..., 0, 0] = 1  # a ten thousandth: balance has one hundredth of its strength
+        weights = motion_balance(moving)
+        assert weights.mean().item() == pytest.approx(1)
+        assert 1 < weights.max() <= 51
+        assert weights[..., 0, 0].item() == pytest.approx(1 + 0.01 * (5000 - 1))
+
+    @pytest.mark.parametrize("loss", ["smooth_l1", "log_smooth_l1", "cross_entropy", "scale_shift_invariant"])
+    def test_a_weighted_map_loss_is_each_frames_weighted_mean(self, loss: Loss) -> None:
+        predicted, target = (torch.from_numpy(each) for each in example(loss))
+        weights = torch.from_numpy(np.random.default_rng(1).uniform(0.1, 3, target.shape[:4]))
+        one_pixel = torch.zeros_like(weights)
+        one_pixel[:, :, 3, 3] = 0.7  # a single valid pixel: its own difference, whatever its weight
+        plain = map_loss(predicted, target, loss).item()
+        assert map_loss(predicted, target, loss, torch.full_like(weights, 2.5)).item() == pytest.approx(plain)
+        assert map_loss(predicted, target, loss, weights).item() != pytest.approx(plain, rel=1e-3)
+        if loss != "scale_shift_invariant":
+            frames = [(clip, frame) for clip in range(2) for frame in range(3) if (clip, frame) != (1, 2)]
+            single = [reference(*(each[c : c + 1, f : f + 1, 3:4, 3:4].numpy() for each in (predicted, target)), loss)
+                      for c, f in frames]  # fmt: skip
+            assert map_loss(predicted, target, loss, one_pixel).item() == pytest.approx(sum(single) / 2)
+
+    def test_a_weighted_latent_loss_is_each_steps_weighted_mean(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        predicted, target = torch.randn((2, 2, 3, 2, 3, 4, 5), generator=generator, dtype=torch.float64)
+        weights = torch.zeros((2, 2, 3, 4), dtype=torch.float64)
+        weights[:, :, 1, 2] = 12.0
+        expected = latent_losses(predicted[:, :, :, 1:2, 2:3], target[:, :, :, 1:2, 2:3])
+        torch.testing.assert_close(latent_losses(predicted, target, weights), expected)

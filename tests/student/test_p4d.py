@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -12,13 +13,13 @@ from torch import nn
 from p4dprep.cache import Cache
 from p4dprep.errors import CorruptDataError, RequestError
 from p4dprep.heads import DPTHead
-from student.losses import latent_losses, map_loss
+from student.losses import latent_losses, map_loss, motion_balance
 from student.p4d import P4D, LatentShape, LightHead, PerceptionDecoder, rearrange, shrunk
 from student.p4d_config import PAPER_WEIGHTS, ExplicitTerm, P4DConfig, plan
 from student.samples import VideoTokens
 from student.targets import TargetBatch, flip_x, load_head, stack_targets
 from tests.student import p4d_cache
-from tests.student.p4d_cache import CAMRAY, CHANNELS, DISPARITY, FLOW, GRID, LATENTS, MASK, TAPS, T
+from tests.student.p4d_cache import CAMRAY, CHANNELS, DISPARITY, FLOW, GRID, LATENTS, MASK, SIZE, TAPS, T
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -134,6 +135,25 @@ class TestPerceptionDecoder:
         assert found.shape == (1, 2, 1, 1, 1, 3)
         np.testing.assert_allclose(found.detach().numpy().ravel(), values, rtol=1e-6)
 
+    def test_with_positions_it_tells_apart_what_lies_within_one_of_the_students_cells(self) -> None:
+        torch.manual_seed(0)
+        hidden = torch.randn(1, 1, 1, 1, HIDDEN).expand(1, 1, 2, 3, HIDDEN)
+        shape = LatentShape(num_taps=1, grid=(1, 2, 3), channels=4)
+        target = torch.randn(1, 1, 1, 2, 3, 4)
+        errors = {}
+        for positions in (False, True):
+            torch.manual_seed(0)
+            decoder = PerceptionDecoder(HIDDEN, shape, 32, positions=positions)
+            first = decoder(hidden)
+            assert (first == first[:, :, :, :1, :1]).all()  # it begins where one without does
+            optimizer = torch.optim.Adam(decoder.parameters(), lr=1e-2)
+            for _ in range(200):
+                optimizer.zero_grad()
+                (decoder(hidden) - target).square().mean().backward()
+                optimizer.step()
+            errors[positions] = (decoder(hidden) - target).square().mean().item()
+        assert errors[True] < 0.01 < 0.3 < errors[False]
+
 
 class TestLosses:
     def test_the_total_is_the_papers_weighted_sum_of_what_is_logged(self, cache: Cache) -> None:
@@ -180,6 +200,36 @@ class TestLosses:
         depth = head([latents[:, 0].flatten(1, 3), latents[:, 1].flatten(1, 3)]).movedim(1, -1)
         expected = map_loss(depth, targets.arrays["l4p_depth"].double()[..., None], "log_smooth_l1")
         assert log["ed/l4p_depth"] == pytest.approx(expected.item(), rel=1e-6)
+
+    @pytest.mark.parametrize("motion", ["l4p_motion", "truth_motion"])
+    @pytest.mark.parametrize("heads", ["frozen", "light"])
+    def test_balanced_losses_weigh_every_cell_by_the_motion_in_the_cache(
+        self, cache: Cache, motion: str, heads: Literal["frozen", "light"]
+    ) -> None:
+        config = plan(cache, targets=["l4p_latents", "l4p_depth", "l4p_flow", motion])
+        config = dataclasses.replace(config, balanced=True, heads=heads)
+        p4d, targets = p4d_of(cache, config), batch_of(cache, config)
+        hidden, tokens = hidden_states(), [video_tokens()] * 2
+        log = p4d(hidden, tokens, targets).log()
+        moving = (targets.arrays[motion] > (0 if motion == "l4p_motion" else 0.5)).double()
+        assert 0 < moving.mean() < 1
+        prediction = p4d.predict(hidden, tokens)
+        pooled = moving.reshape(2, 2, 2, GRID, SIZE // GRID, GRID, SIZE // GRID).mean(dim=(2, 4, 6))
+        expected = latent_losses(
+            prediction.latents_bktyxc, targets.arrays["l4p_latents"].double(), motion_balance(pooled)
+        )
+        assert [log["ld/tap0"], log["ld/tap1"]] == pytest.approx(expected.tolist(), rel=1e-9)
+        for name, loss in (("l4p_depth", "log_smooth_l1"), ("l4p_flow", "smooth_l1")):
+            target = targets.arrays[name].double().reshape(prediction.maps[name].shape)
+            value = map_loss(prediction.maps[name], target, loss, motion_balance(moving))  # type: ignore[arg-type]
+            assert log[f"ed/{name}"] == pytest.approx(value.item(), rel=1e-9)
+        plain = p4d_of(cache, dataclasses.replace(config, balanced=False))(hidden, tokens, targets).log()
+        assert all(log[name] != plain[name] for name in plain)
+
+    def test_balance_without_a_motion_to_go_by_is_refused(self, cache: Cache) -> None:
+        config = dataclasses.replace(plan(cache, targets=["l4p_latents", "l4p_depth"]), balanced=True)
+        with pytest.raises(RequestError, match="balance_motion asks for one target that says what moves"):
+            p4d_of(cache, config)
 
     def test_scales_are_no_part_of_a_checkpoint(self, cache: Cache) -> None:
         p4d = p4d_of(cache, dataclasses.replace(plan(cache, targets=["l4p_latents"]), standardised=True))
@@ -331,6 +381,23 @@ class TestSwitches:
         taps = [torch.randn(1, 18, 5)]
         assert head(taps).shape == (1, 2, 4, 96, 60)
         assert head(taps, coarse=True).shape == (1, 2, 4, 24, 24)
+
+    def test_a_light_head_lays_each_tokens_block_where_the_token_lies(self) -> None:
+        head = LightHead(LatentShape(num_taps=1, grid=(2, 2, 3), channels=5), 2, (4, 6, 6), "none")
+        torch.manual_seed(0)
+        taps = torch.randn(1, 12, 5)
+        blocks = head.predict(nn.functional.gelu(head.mix(taps)))[0].reshape(2, 2, 3, 2, 3, 2, 2)
+        values = head([taps])[0]
+        assert values.shape == (2, 4, 6, 6)
+        for t, y, x, c in np.ndindex(4, 6, 6, 2):
+            assert values[c, t, y, x] == blocks[t // 2, y // 3, x // 2, t % 2, y % 3, x % 2, c]
+
+    def test_a_light_head_makes_odd_numbers_of_frames_and_maps_coarser_than_its_tokens(self) -> None:
+        head = LightHead(LatentShape(num_taps=1, grid=(2, 16, 16), channels=5), 1, (5, 8, 40), "exp")
+        for coarse, columns in ((False, 40), (True, 16)):
+            values = head([torch.randn(2, 512, 5)], coarse=coarse)
+            assert values.shape == (2, 1, 5, 8, columns)
+            assert (values > 0).all()
 
     def test_a_map_is_shrunk_to_the_mean_of_what_is_valid(self) -> None:
         values = torch.tensor([[1.0, 3.0], [torch.nan, 5.0]]).repeat_interleave(2, 1)[None, None, :, :, None]
