@@ -124,15 +124,15 @@ class ArmResult:
         name: of the arm.
         num_seeds: how often it was trained.
         columns: column of the benchmark to its mean over the seeds.
-        difference: first column less that of the baseline, on the same questions.
-        gap_closed: the difference in percent of the ceiling's; None without a ceiling, and where the
+        gains: each column less that of the baseline, on the same questions.
+        gap_closed: the first column's gain in percent of the ceiling's; None without a ceiling, and where the
             ceiling's own gain is small beside its interval.
     """
 
     name: str
     num_seeds: int
     columns: Mapping[str, Estimate]
-    difference: Estimate
+    gains: Mapping[str, Estimate]
     gap_closed: Estimate | None = None
 
 
@@ -220,10 +220,13 @@ def _results(config: AblationConfig, bench: Examination) -> tuple[ArmResult, ...
     benchmark = registry.find(bench.bench)
     scored = {arm: [_scored(config, bench, arm, seed) for seed in config.seeds_of(arm)] for arm in config.arms}
     values = {arm: in_order(benchmark, benchmark.table(_mean(seeds))) for arm, seeds in scored.items()}
-    headline = next(iter(values[config.baseline]))
     draws = _draws(benchmark, scored)
-    gains = {arm: _gain(config, headline, values, draws, arm) for arm in config.arms}
-    ceiling = gains[config.ceiling] if config.ceiling and _is_sure(gains[config.ceiling]) else None
+    headline = next(iter(values[config.baseline]))
+    gains = {
+        (arm, name): _gain(config, name, values, draws, arm) for arm, columns in values.items() for name in columns
+    }
+    whole = gains[config.ceiling, headline] if config.ceiling else None
+    ceiling = whole if whole and _is_sure(whole) else None
     return tuple(
         ArmResult(
             name=arm,
@@ -232,8 +235,8 @@ def _results(config: AblationConfig, bench: Examination) -> tuple[ArmResult, ...
                 name: _estimate(value, [each.get(name, math.nan) for each in draws[arm]])
                 for name, value in columns.items()
             },
-            difference=_estimate(*gains[arm]),
-            gap_closed=ceiling and _gap_closed(gains[arm], ceiling),
+            gains={name: _estimate(*gains[arm, name]) for name in columns},
+            gap_closed=ceiling and _gap_closed(gains[arm, headline], ceiling),
         )
         for arm, columns in values.items()
     )
@@ -245,17 +248,16 @@ _Gain = tuple[float, Sequence[float]]
 
 def _gain(
     config: AblationConfig,
-    headline: str,
+    column: str,
     values: Mapping[str, Mapping[str, float]],
     draws: Mapping[str, Sequence[Mapping[str, float]]],
     arm: str,
 ) -> _Gain:
     base = draws[config.baseline]
     drawn = [
-        each.get(headline, math.nan) - other.get(headline, math.nan)
-        for each, other in zip(draws[arm], base, strict=True)
+        each.get(column, math.nan) - other.get(column, math.nan) for each, other in zip(draws[arm], base, strict=True)
     ]
-    return values[arm][headline] - values[config.baseline][headline], drawn
+    return values[arm][column] - values[config.baseline].get(column, math.nan), drawn
 
 
 def _is_sure(whole: _Gain) -> bool:
@@ -308,20 +310,28 @@ def _table(rows: Sequence[ArmResult], bench: Examination, config: AblationConfig
     names = list(rows[0].columns)
     first, gap = names[0], [] if rows[0].gap_closed is None else [f"share of {config.ceiling}'s gain, 95%"]
     heads = ["arm", "seeds", *names, f"{first}, 95%", "gain, 95%", *gap]
-    lines = [
+    title = (
         f"{bench.bench}, {bench.frames} frames, seeds {', '.join(map(str, config.seeds))}; percent; "
-        f"gain over {config.baseline} in points of {first} with its 95% interval over questions and seeds.",
-        "",
-        f"| {' | '.join(heads)} |",
-        f"|{' --- |' * len(heads)}",
-        *(f"| {' | '.join(_cells_of(each, names))} |" for each in rows),
-    ]
+        f"gain over {config.baseline} in points of {first} with its 95% interval over questions and seeds."
+    )
+    lines = [title, "", *_rows(heads, [_cells_of(each, names) for each in rows])]
+    if len(names) > 1:
+        gains = [[each.name, *(_gain_text(each.gains[name]) for name in names[1:])] for each in rows]
+        lines += ["", f"{bench.bench}, gain over {config.baseline} by column.", "", *_rows(["arm", *names[1:]], gains)]
     return "\n".join(lines) + "\n"
+
+
+def _rows(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}", *(f"| {' | '.join(row)} |" for row in cells)]
 
 
 def _cells_of(row: ArmResult, names: Sequence[str]) -> list[str]:
     values = [f"{row.columns[name].value:.1f}" if name in row.columns else "" for name in names]
-    overall, gain, gap = row.columns[names[0]], row.difference, row.gap_closed
+    overall, gap = row.columns[names[0]], row.gap_closed
     cells = [row.name, str(row.num_seeds), *values, interval_text(overall.low, overall.high)]
-    cells.append(f"{gain.value:+.1f} ({interval_text(gain.low, gain.high)})")
+    cells.append(_gain_text(row.gains[names[0]]))
     return cells if gap is None else [*cells, f"{gap.value:.0f}% ({interval_text(gap.low, gap.high)})"]
+
+
+def _gain_text(gain: Estimate) -> str:
+    return f"{gain.value:+.1f} ({interval_text(gain.low, gain.high)})"

@@ -11,7 +11,7 @@ from p4dprep.errors import RequestError
 from student import ablate as module
 from student.ablate import REPORT, TABLE, AblationConfig, Examination, ablate, parse_config
 from student.evaluate import registry
-from tests.student.evaluate.tiny_bench import TinyBench, write_bench
+from tests.student.evaluate.tiny_bench import KINDS, TinyBench, write_bench
 from tests.student.train_run import request, write_world
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -52,7 +52,7 @@ def test_every_arm_and_seed_is_trained_and_asked_once(
     assert seen == ["zero-shot, seed 0", "SFT, seed 0", "LD+ED, seed 0", "SFT, seed 1", "LD+ED, seed 1"]
     results = tables["tiny"]
     assert [(each.name, each.num_seeds) for each in results] == [("zero-shot", 1), ("SFT", 2), ("LD+ED", 2)]
-    assert results[1].difference == module.Estimate(value=0, low=0, high=0)  # the baseline by itself
+    assert results[1].gains["Avg"] == module.Estimate(value=0, low=0, high=0)  # the baseline by itself
     for each in results:
         overall = each.columns["Avg"]
         assert 0 <= overall.low <= overall.value <= overall.high <= 100
@@ -81,12 +81,26 @@ def test_means_over_seeds_and_gains_are_what_counting_says(
     monkeypatch.setattr(module, "_scored", known)
     none, everything, half = module._results(config, config.benches[0])
     assert (none.columns["Avg"].value, everything.columns["Avg"].value, half.columns["Avg"].value) == (0, 100, 50)
-    assert (everything.difference.value, everything.difference.low, everything.difference.high) == (100, 100, 100)
-    assert (half.difference.low, half.difference.high) == (0, 100)  # its seeds differ, and the interval says so
+    assert everything.gains["Avg"] == module.Estimate(value=100, low=100, high=100)
+    assert (half.gains["Avg"].low, half.gains["Avg"].high) == (0, 100)  # its seeds differ, and the interval says so
     closed = [each.gap_closed for each in (none, everything, half)]
     assert [each and each.value for each in closed] == [0, 100, 50]
     assert "| 50% (0.0 .. 100.0) |" in module.markdown({"tiny": (none, everything, half)}, config)
 
+    def known_kind(_: AblationConfig, bench: Examination, arm: str, seed: int) -> list[module.Scored]:
+        return [
+            module.Scored(question=each, score=float(arm == "all" and each.category == KINDS[0])) for each in questions
+        ]
+
+    monkeypatch.setattr(module, "_scored", known_kind)
+    rows = module._results(config, config.benches[0])
+    gains = {name: gain.value for name, gain in rows[1].gains.items() if name != "Avg"}
+    assert gains == {name: 100 * (name == KINDS[0]) for name in gains}
+    assert len(gains) > 1
+    cells = " | ".join("+100.0 (100.0 .. 100.0)" if gain else "+0.0 (0.0 .. 0.0)" for gain in gains.values())
+    assert f"| all | {cells} |" in module.markdown({"tiny": rows}, config)
+
+    monkeypatch.setattr(module, "_scored", known)
     unsure = parse_config(values(places, tmp_path, arms=arms, baseline="none", ceiling="half"))
     rows = module._results(unsure, unsure.benches[0])  # the ceiling gains 0 to 100: a share of that means nothing
     assert all(row.gap_closed is None for row in rows)
