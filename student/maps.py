@@ -243,8 +243,9 @@ class _Writer:
         return self.cache.add_group(name, teacher, {"judged": name}, specs)
 
     def data_config(self, config: TrainConfig) -> DataConfig:
-        """How the clips are read: as in training, with the maps that are copied."""
-        return DataConfig(targets=tuple(self.taught), frame_size=config.frame_size, features=config.features)
+        """How the clips are read: as in training, with the maps that are copied; without its features, the tower runs."""
+        features = config.features if config.features in cached_targets(self.shown) else None
+        return DataConfig(targets=tuple(self.taught), frame_size=config.frame_size, features=features)
 
     def extend(self, clips: Sequence[int]) -> None:
         """Take over these clips of the shown cache, in this order."""

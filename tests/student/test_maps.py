@@ -100,6 +100,14 @@ def test_the_teacher_is_judged_beside_it_with_the_scores_of_its_own_cache(made: 
     assert student.baselines == teacher.baselines
 
 
+def test_a_student_that_learnt_from_kept_features_sees_clips_that_have_frames_only(
+    made: Path, judged: StudentMaps, tmp_path: Path
+) -> None:
+    run = _changed(made, tmp_path, features="student_features")  # an array that these clips lack
+    found = judge_maps(run, Cache.open(str(made / "truth" / "cache")), tmp_path / "judged")
+    assert comparison(found, "student", "depth").metrics == comparison(judged, "student", "depth").metrics
+
+
 def test_clips_are_counted_by_what_is_shared_and_by_what_was_trained_on(made: Path, judged: StudentMaps) -> None:
     report = judged.report
     assert (report.num_shared, report.num_only_predicted, report.num_only_truth) == (NUM_SHARED, 1, 0)
