@@ -243,7 +243,7 @@ class _Writer:
         return self.cache.add_group(name, teacher, {"judged": name}, specs)
 
     def data_config(self, config: TrainConfig) -> DataConfig:
-        """How the clips are read: as in training, with the maps that are copied; without its features, the tower runs."""
+        """How the clips are read: as in training, with the maps that are copied; the tower runs where features lack."""
         features = config.features if config.features in cached_targets(self.shown) else None
         return DataConfig(targets=tuple(self.taught), frame_size=config.frame_size, features=features)
 

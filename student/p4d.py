@@ -118,9 +118,10 @@ class LightHead(nn.Module):
         frames, rows, columns = self.output_grid
         return frames, min(rows, self.grid[1] * self.block[1]), min(columns, self.grid[2] * self.block[2])
 
-    def forward(self, taps: Sequence[Tensor], *, coarse: bool = False) -> Tensor:
-        """Taps (b, n, c) to a map (b, out_channels, t, y, x), as `p4dprep.heads.DPTHead`; or on the coarse grid."""
-        values = self.predict(functional.gelu(self.mix(torch.cat(tuple(taps), dim=-1))))
+    def forward(self, told_bktyxc: Tensor, *, coarse: bool = False) -> Tensor:
+        """What the decoder says to a map (b, out_channels, t, y, x), or to one on the coarse grid."""
+        tokens_btyxc = told_bktyxc.movedim(1, -2).flatten(4)  # no copy: as the decoder's last layer wrote them
+        values = self.predict(functional.gelu(self.mix(tokens_btyxc)))
         blocks = _at_least_float32(values).reshape(len(values), *self.grid, *self.block, -1)
         made = [cells * size for cells, size in zip(self.grid, self.block, strict=True)]
         values = blocks.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(len(values), -1, *made)
@@ -197,10 +198,13 @@ class P4DPrediction:
 
     Attributes:
         latents_bktyxc: F^4D, the teacher's features as the student predicts them.
+        told_bktyxc: the same as the decoder says them: each channel in units of its spread, where latents are
+            standardised. Light heads read these, in which no channel is faint.
         maps: array name to the predicted map (b, t, y, x, c) in the target's own quantity (logits for a mask).
     """
 
     latents_bktyxc: Tensor
+    told_bktyxc: Tensor
     maps: Mapping[str, Tensor]
 
 
@@ -351,19 +355,19 @@ class P4D(nn.Module):
                 raise RequestError(f"the student sees {tokens.num_frames} frames of a clip of {self.num_frames}")
         with torch.set_grad_enabled(self._learns_any and torch.is_grad_enabled()):
             hidden_btyxc = rearrange(hidden_bsc, video_tokens, self.shape.grid, self.config.frame)
-            latents = self.decoder(hidden_btyxc)
-            told = latents  # light heads read what the decoder says: in the teacher's units small channels are faint
+            told = self.decoder(hidden_btyxc)
+            latents = told
             if self.latent_mean_ktyxc is not None and self.latent_spread_ktyxc is not None:
-                latents = latents * self.latent_spread_ktyxc + self.latent_mean_ktyxc
+                latents = told * self.latent_spread_ktyxc + self.latent_mean_ktyxc
         maps = {term.target: self._map(term, latents, told, coarse) for term in self.config.terms}
-        return P4DPrediction(latents_bktyxc=latents, maps=maps)
+        return P4DPrediction(latents_bktyxc=latents, told_bktyxc=told, maps=maps)
 
     def _map(self, term: ExplicitTerm, latents_bktyxc: Tensor, told_bktyxc: Tensor, coarse: bool) -> Tensor:
         with torch.set_grad_enabled(self.config.learns(term) and torch.is_grad_enabled()):
             values: Tensor = (
-                self.frozen_heads[term.target](_taps(latents_bktyxc))
+                self.frozen_heads[term.target](list(latents_bktyxc.flatten(2, 4).unbind(1)))
                 if term.target in self.frozen_heads
-                else self.light_heads[term.target](_taps(told_bktyxc), coarse=coarse)
+                else self.light_heads[term.target](told_bktyxc, coarse=coarse)
             )
         return values.movedim(1, -1)
 
@@ -373,10 +377,10 @@ class P4D(nn.Module):
         weights = self._weights(prediction, targets)
         total, latent_k = torch.zeros((), device=device), torch.zeros(0, device=device)
         if config.latents is not None:
-            predicted = prediction.latents_bktyxc
+            predicted = prediction.told_bktyxc
             target = targets.arrays[config.latents].to(predicted)
-            if self.latent_spread_ktyxc is not None:
-                predicted, target = predicted / self.latent_spread_ktyxc, target / self.latent_spread_ktyxc
+            if self.latent_mean_ktyxc is not None and self.latent_spread_ktyxc is not None:
+                target = (target - self.latent_mean_ktyxc) / self.latent_spread_ktyxc
             latent_k = latent_losses(predicted, target, weights.get(self.shape.grid))
             total = total + config.latent_weight * latent_k.mean() if config.learns_latents else total
         explicit = {term.target: self._explicit(term, prediction, targets, weights) for term in config.terms}
@@ -407,11 +411,6 @@ class P4D(nn.Module):
 def _grid(map_btyxc: Tensor) -> Triple:
     frames, rows, columns = map_btyxc.shape[1:4]
     return frames, rows, columns
-
-
-def _taps(latents_bktyxc: Tensor) -> list[Tensor]:
-    """(b, n, c) of every tap, as heads read them."""
-    return list(latents_bktyxc.flatten(2, 4).unbind(1))
 
 
 def latent_scales(cache: Cache, latents: CachedTarget) -> tuple[Tensor, Tensor]:
