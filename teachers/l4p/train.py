@@ -823,8 +823,8 @@ def main() -> None:
     parser.add_argument("--init", type=Path, help="start from the weights of a folder, such as the shipped ones")
     parser.add_argument("--batch-size", type=int, default=defaults.batch_size)
     parser.add_argument("--lr", type=float, default=defaults.learning_rate)
-    parser.add_argument("--split", choices=_SPLITS, default=defaults.split, help="of worlds")
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="of worlds and weights")
+    parser.add_argument("--split", choices=_SPLITS, help=f"of worlds (default {defaults.split})")
+    parser.add_argument("--seed", type=int, help=f"of worlds and weights (default {defaults.seed})")
     parser.add_argument("--workers", type=int, default=defaults.num_workers, help="rendering processes")
     parser.add_argument("--threads", type=int, default=defaults.num_threads, help="of torch; 0: its own choice")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -833,16 +833,22 @@ def main() -> None:
     parser.add_argument("--capacity", type=int, default=defaults.capacity, help="clips kept, about 2 MB each")
     parser.add_argument("--eval-minutes", type=float, default=defaults.eval_minutes)
     parser.add_argument(
-        "--encoder-fraction", type=float, default=defaults.encoder_fraction,
-        help="share of the time, first, in which the encoder learns alone what moves (0: none)",
+        "--encoder-fraction", type=float,
+        help=f"share of the time, first, in which the encoder learns alone what moves "
+        f"(default {defaults.encoder_fraction:g})",
     )  # fmt: skip
     given = parser.parse_args()
+    begun = {
+        name: value for name in ("split", "seed", "encoder_fraction") if (value := getattr(given, name)) is not None
+    }
+    if given.resume and (begun or given.init):
+        parser.error(f"--resume goes on as the run began: leave out {', '.join(begun) or 'init'}")
     try:
         options = TrainOptions(
             minutes=given.minutes or defaults.minutes, batch_size=given.batch_size, learning_rate=given.lr,
-            split=given.split, seed=given.seed, num_workers=given.workers, num_threads=given.threads,
+            num_workers=given.workers, num_threads=given.threads,
             device=given.device, reuse=given.reuse, prefill=given.prefill, capacity=given.capacity,
-            eval_minutes=given.eval_minutes, encoder_fraction=given.encoder_fraction,
+            eval_minutes=given.eval_minutes, **begun,
         )  # fmt: skip
         if options.num_threads:
             torch.set_num_threads(options.num_threads)

@@ -32,6 +32,7 @@ from teachers.l4p.train import (
     flow_losses,
     fresh_model,
     losses,
+    main,
     predict,
     resume,
     revive_heads,
@@ -377,6 +378,16 @@ class TestRun:
         torch.save(state, tmp_path / CHECKPOINT_FILE)
         with pytest.raises(RequestError, match="older version; begin another with --init"):
             Trainer.load(tmp_path, OPTIONS)
+
+    @pytest.mark.parametrize("option", ["--split=single_train", "--seed=0", "--encoder-fraction=0", "--init=x"])
+    def test_what_a_run_is_cannot_be_said_again(
+        self, option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr("sys.argv", ["train", "run", "--resume", option])
+        with pytest.raises(SystemExit, match="2"):
+            main()
+        name = option[2:].split("=")[0].replace("-", "_")
+        assert f"--resume goes on as the run began: leave out {name}\n" in capsys.readouterr().err
 
     def test_a_run_begins_silent_heads_anew(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         model = fresh_model(TINY, seed=0)
