@@ -221,7 +221,8 @@ class _Writer:
         if student.p4d is None:
             raise ValueError("this student predicts no maps")
         self.student, self.p4d, self.shown = student, student.p4d, shown
-        wants_latents = any(spec.quantity == "latents" for spec in standard.targets)
+        # Latents told of the student's own cells are no teacher's to compare with.
+        wants_latents = self.p4d.config.cells is None and any(spec.quantity == "latents" for spec in standard.targets)
         kept = [name for name in self.p4d.config.targets if name != self.p4d.config.latents or wants_latents]
         self.targets = {name: self.p4d.targets[name] for name in kept}
         known = cached_targets(shown)

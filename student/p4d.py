@@ -9,7 +9,7 @@ Shape suffixes: `b` batch, `s` sequence, `k` taps, `t y x` the grid of tokens or
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import numpy as np
@@ -276,10 +276,35 @@ class P4D(nn.Module):
         """Mean and spread of every channel; none without standardising, which then costs nothing."""
         mean, spread = None, None
         if self.config.standardised and self.config.latents is not None:
-            mean, spread = latent_scales(cache, self.targets[self.config.latents])
+            mean, spread = self._scales(cache, self.targets[self.config.latents])
         # Worked out anew by whoever resumes, from the same cache: no part of a checkpoint.
         self.register_buffer("latent_mean_ktyxc", mean, persistent=False)
         self.register_buffer("latent_spread_ktyxc", spread, persistent=False)
+
+    def _scales(self, cache: Cache, latents: CachedTarget) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of every channel of every tap, (k, 1, 1, 1, c), over clips spread over a cache.
+
+        Raises:
+            RequestError: no clip has latents yet.
+        """
+        read = [latents] if self.motion is None else [latents, self.motion]
+        groups = [cache.group(target.group) for target in read]
+        done = np.flatnonzero(np.logical_and.reduce([group.states().ok for group in groups]))
+        if not len(done):
+            raise RequestError(f"no clip of {cache.store.url} has {latents.array} yet, so its scale is not known")
+        places = np.unique(np.linspace(0, len(done) - 1, _NUM_SCALE_CLIPS).round().astype(int))
+        sums, squares = torch.zeros(()), torch.zeros(())
+        for clip in done[places].tolist():
+            arrays = {
+                target.array: torch.from_numpy(group.read(clip, target.spec.name))[None]
+                for target, group in zip(read, groups, strict=True)
+            }
+            values = self._taught(arrays)[0].double()
+            sums = sums + values.mean(dim=(1, 2, 3), keepdim=True) / len(places)
+            squares = squares + values.square().mean(dim=(1, 2, 3), keepdim=True) / len(places)
+        spread = (squares - sums.square()).clamp_min(0).sqrt()
+        spread = torch.where(spread > _MIN_SPREAD, spread, 1.0)  # a channel that never changes is not magnified
+        return sums.float(), spread.float()
 
     def _motion(self) -> CachedTarget:
         """The one term that says what moves."""
@@ -294,9 +319,20 @@ class P4D(nn.Module):
 
     def _latent_shape(self, num_frames: int) -> LatentShape:
         if self.config.latents is not None:
-            return LatentShape.of(self.targets[self.config.latents])
+            shape = LatentShape.of(self.targets[self.config.latents])
+            return shape if self.config.cells is None else self._of_cells(shape, self.config.cells)
         grid = (max(1, num_frames // 2), _LATENTLESS_SIDE, _LATENTLESS_SIDE)
         return LatentShape(num_taps=1, grid=grid, channels=_LATENTLESS_CHANNELS)
+
+    def _of_cells(self, shape: LatentShape, cells: tuple[int, int]) -> LatentShape:
+        steps, rows, columns = shape.grid
+        if min(cells) < 1 or rows % cells[0] or columns % cells[1]:
+            raise RequestError(f"distill_cells {cells[0]} x {cells[1]} must divide the teacher's {rows} x {columns}")
+        if self.config.terms and self.config.heads == "frozen":
+            raise RequestError(
+                "distill_cells averages the latents, of which a teacher's head makes nothing: heads light"
+            )
+        return replace(shape, grid=(steps, *cells))
 
     def _add_head(self, cache: Cache, term: ExplicitTerm) -> None:
         target = self.targets[term.target]
@@ -378,7 +414,7 @@ class P4D(nn.Module):
         total, latent_k = torch.zeros((), device=device), torch.zeros(0, device=device)
         if config.latents is not None:
             predicted = prediction.told_bktyxc
-            target = targets.arrays[config.latents].to(predicted)
+            target = self._taught(targets.arrays).to(predicted)
             if self.latent_mean_ktyxc is not None and self.latent_spread_ktyxc is not None:
                 target = (target - self.latent_mean_ktyxc) / self.latent_spread_ktyxc
             latent_k = latent_losses(predicted, target, weights.get(self.shape.grid))
@@ -397,13 +433,29 @@ class P4D(nn.Module):
         target = shrunk(target.reshape(*target.shape[:4], predicted.shape[-1]), predicted.shape[2:4])
         return map_loss(predicted, target, self.losses[term.target], weights.get(_grid(predicted)))
 
+    def _taught(self, arrays: Mapping[str, Tensor]) -> Tensor:
+        """The latents that are compared, (b, k, t, y, x, c): the teacher's, or their means over cells."""
+        latents = arrays[self.config.latents or ""]
+        if self.config.cells is None:
+            return latents
+        steps, rows, columns = latents.shape[2:5]
+        grid = (steps, rows, columns)
+        share = None if self.motion is None else functional.adaptive_avg_pool3d(self._moving(arrays), grid)
+        return pooled(latents, self.config.cells, share)
+
+    def _moving(self, arrays: Mapping[str, Tensor]) -> Tensor:
+        """Where something moves, (b, t, y, x), 1 or 0."""
+        if self.motion is None:
+            raise ValueError("these losses are not balanced")
+        values = arrays[self.motion.array]
+        is_moving = values > (0.5 if self.motion.spec.quantity == "motion mask" else 0)
+        return is_moving.reshape(values.shape[:4]).float()
+
     def _weights(self, prediction: P4DPrediction, targets: TargetBatch) -> dict[Triple, Tensor]:
         """For each grid that is compared on, weights of its cells (b, t, y, x); none where all weigh alike."""
         if self.motion is None:
             return {}
-        values = targets.arrays[self.motion.array]
-        is_moving = values > (0.5 if self.motion.spec.quantity == "motion mask" else 0)
-        share = is_moving.reshape(values.shape[:4]).to(prediction.latents_bktyxc)
+        share = self._moving(targets.arrays).to(prediction.latents_bktyxc)
         grids = {self.shape.grid, *map(_grid, prediction.maps.values())}
         return {grid: motion_balance(functional.adaptive_avg_pool3d(share, grid)) for grid in grids}
 
@@ -413,25 +465,23 @@ def _grid(map_btyxc: Tensor) -> Triple:
     return frames, rows, columns
 
 
-def latent_scales(cache: Cache, latents: CachedTarget) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of every channel of every tap, (k, 1, 1, 1, c), over clips spread over a cache.
+def pooled(latents_bktyxc: Tensor, cells: tuple[int, int], moving_btyx: Tensor | None) -> Tensor:
+    """Means over `cells` rows and columns, (b, k, t, rows, columns, c), of latents whose grid they divide.
 
-    Raises:
-        RequestError: no clip has latents yet.
+    Args:
+        latents_bktyxc: on the teacher's grid.
+        cells: rows and columns.
+        moving_btyx: share of each token that moves: in a cell what moves then counts as much as what stands, so that
+            what is said of a small thing is not lost in the mean. None weighs all alike.
     """
-    group = cache.group(latents.group)
-    done = np.flatnonzero(group.states().ok)
-    if not len(done):
-        raise RequestError(f"no clip of {cache.store.url} has {latents.array} yet, so its scale is not known")
-    places = np.unique(np.linspace(0, len(done) - 1, _NUM_SCALE_CLIPS).round().astype(int))
-    sums, squares = np.zeros(()), np.zeros(())
-    for clip in done[places].tolist():
-        values = group.read(clip, latents.spec.name).astype(np.float64)
-        sums = sums + values.mean(axis=(1, 2, 3), keepdims=True) / len(places)
-        squares = squares + np.square(values).mean(axis=(1, 2, 3), keepdims=True) / len(places)
-    spread = np.sqrt(np.maximum(squares - np.square(sums), 0))
-    spread = np.where(spread > _MIN_SPREAD, spread, 1.0)  # a channel that never changes is not magnified
-    return torch.from_numpy(sums).float(), torch.from_numpy(spread).float()
+    batch, taps, steps, rows, columns, channels = latents_bktyxc.shape
+    height, width = rows // cells[0], columns // cells[1]
+    values = latents_bktyxc.reshape(batch, taps, steps, cells[0], height, cells[1], width, channels)
+    if moving_btyx is None:
+        return values.mean(dim=(4, 6))
+    moving = moving_btyx.reshape(batch, steps, cells[0], height, cells[1], width).permute(0, 1, 2, 4, 3, 5)
+    weights = motion_balance(moving.flatten(0, 2)).reshape(moving.shape).to(values) / (height * width)
+    return torch.einsum("bktRyCxc,btRCyx->bktRCc", values, weights)
 
 
 def shrunk(values_btyxc: Tensor, size: Sequence[int]) -> Tensor:

@@ -74,6 +74,8 @@ class P4DConfig:
             it cannot tell apart the teacher's cells within one cell of a student whose grid is coarser.
         balanced: in every loss what moves counts as much as what stands, see `student.losses.motion_balance`; by the
             one term that is a motion, which must be there.
+        cells: rows and columns over which latents are averaged before they are compared, for a student whose grid is
+            no finer; balanced where the losses are. None compares on the teacher's own grid.
     """
 
     latents: str | None
@@ -86,6 +88,7 @@ class P4DConfig:
     frame: DistilFrame = "first"
     positions: bool = False
     balanced: bool = False
+    cells: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if min(self.latent_weight, self.explicit_weight) < 0 or self.hidden_channels < 1:

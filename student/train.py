@@ -257,6 +257,7 @@ def p4d_config(config: TrainConfig, cache: Cache) -> P4DConfig:
         frame=config.distill_frame,
         positions=config.decoder_positions,
         balanced=config.balance_motion,
+        cells=config.distill_cells,
     )
 
 

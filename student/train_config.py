@@ -41,6 +41,8 @@ class TrainConfig(BaseModel):
             coarser.
         distill_layer: LLM layer whose output is distilled, from 1; None is the last, as in the paper. A middle one
             leaves later layers to read what was learnt.
+        distill_cells: rows and columns over which latents are averaged before they are compared, for a student with
+            no more tokens a frame; asks for light heads.
         distill_frame: whose hidden states a teacher's step of several frames is told from: `first`, as in the authors'
             release, or `last`, at which an LLM that looks back only has seen them all.
         standardise_latents: compare latents channel by channel in units of their spread over the corpus, so that none
@@ -98,6 +100,7 @@ class TrainConfig(BaseModel):
     decoder_width: int = Field(default=2560, ge=1)
     decoder_positions: bool = False
     distill_layer: int | None = Field(default=None, ge=1)
+    distill_cells: tuple[int, int] | None = None
     distill_frame: DistilFrame = "first"
     standardise_latents: bool = False
     balance_motion: bool = False

@@ -335,7 +335,8 @@ class MapPictures(TrainerCallback):
         row, self._sample = next((row, sample) for row, sample in read if sample.clip_id is not None)
         frames, seconds = self._sample.sample.frames_thwc, self._sample.sample.time_seconds
         self._shown = trainer.data.frames(row) if frames is None or seconds is None else (frames, seconds)
-        self._latents = trainer.distilled.p4d and trainer.distilled.p4d.config.latents
+        p4d = trainer.distilled.p4d
+        self._latents = None if p4d is None or p4d.config.cells else p4d.config.latents
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Before the first step."""

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from p4dprep.cache import Cache
 from p4dprep.errors import CorruptDataError, RequestError
 from p4dprep.heads import DPTHead
 from student.losses import latent_losses, map_loss, motion_balance
-from student.p4d import P4D, LatentShape, LightHead, PerceptionDecoder, rearrange, shrunk
+from student.p4d import P4D, LatentShape, LightHead, PerceptionDecoder, pooled, rearrange, shrunk
 from student.p4d_config import PAPER_WEIGHTS, ExplicitTerm, P4DConfig, plan
 from student.samples import VideoTokens
 from student.targets import TargetBatch, flip_x, load_head, stack_targets
@@ -229,6 +229,47 @@ class TestLosses:
     def test_balance_without_a_motion_to_go_by_is_refused(self, cache: Cache) -> None:
         config = dataclasses.replace(plan(cache, targets=["l4p_latents", "l4p_depth"]), balanced=True)
         with pytest.raises(RequestError, match="balance_motion asks for one target that says what moves"):
+            p4d_of(cache, config)
+
+    @pytest.mark.parametrize("balanced", [False, True])
+    def test_latents_are_compared_as_means_over_the_students_cells(self, cache: Cache, *, balanced: bool) -> None:
+        config = plan(cache, targets=["l4p_latents", "truth_motion"])
+        asked = {"balanced": balanced, "cells": (1, 1), "heads": "light", "standardised": True}
+        config = dataclasses.replace(config, **asked)  # type: ignore[arg-type]
+        p4d, targets, tokens = p4d_of(cache, config), batch_of(cache, config), [video_tokens()] * 2
+        assert p4d.shape.grid == (T // 2, 1, 1)
+        moving = targets.arrays["truth_motion"].double().reshape(2, 2, 2, GRID, SIZE // GRID, GRID, SIZE // GRID)
+        share = moving.mean(dim=(2, 4, 6))
+        weights = motion_balance(share) if balanced else torch.ones_like(share)
+        means = (targets.arrays["l4p_latents"].double() * weights[:, None, ..., None]).mean(dim=(3, 4), keepdim=True)
+        mean, spread = means.mean(dim=(0, 2), keepdim=True), means.std(dim=(0, 2), keepdim=True, correction=0)
+        hidden = hidden_states()
+        told = p4d.decoder(rearrange(hidden, tokens, (T // 2, 1, 1)))
+        expected = latent_losses(told, (means - mean) / spread)
+        log = p4d(hidden, tokens, targets).log()
+        assert [log["ld/tap0"], log["ld/tap1"]] == pytest.approx(expected.tolist(), rel=1e-5)
+        latents = p4d.predict(hidden, tokens).latents_bktyxc
+        torch.testing.assert_close(latents, told * spread + mean, rtol=1e-5, atol=1e-6)
+
+    def test_in_a_cell_what_moves_counts_as_much_as_what_stands(self) -> None:
+        latents = torch.zeros(1, 1, 1, 4, 6, 1, dtype=torch.float64)
+        latents[..., 1, 4, 0] = 1  # of the six tokens of the first row's last cell, one
+        moving = latents[:, 0, ..., 0]
+        assert pooled(latents, (2, 2), None).flatten().tolist() == pytest.approx([0, 1 / 6, 0, 0])
+        assert pooled(latents, (2, 2), moving).flatten().tolist() == pytest.approx([0, 1 / 2, 0, 0])
+        assert pooled(latents + 3, (2, 2), moving).flatten().tolist() == pytest.approx([3, 3.5, 3, 3])
+
+    @pytest.mark.parametrize(
+        ("changes", "fault"),
+        [
+            ({"cells": (2, 3)}, "distill_cells 2 x 3 must divide the teacher's 2 x 2"),
+            ({"cells": (0, 1)}, "distill_cells 0 x 1 must divide"),
+            ({"cells": (1, 1), "heads": "frozen"}, "of which a teacher's head makes nothing: heads light"),
+        ],
+    )
+    def test_cells_that_do_not_fit_are_refused(self, cache: Cache, changes: dict[str, Any], fault: str) -> None:
+        config = dataclasses.replace(plan(cache, targets=["l4p_latents", "l4p_depth"]), **{"heads": "light"} | changes)
+        with pytest.raises(RequestError, match=fault):
             p4d_of(cache, config)
 
     def test_scales_are_no_part_of_a_checkpoint(self, cache: Cache) -> None:
