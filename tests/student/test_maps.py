@@ -143,6 +143,16 @@ def test_latents_are_judged_where_the_truth_has_some_and_it_is_not_judged_by_its
     assert len(latents.clips) == 2
 
 
+def test_latents_of_the_students_own_cells_are_nobodys_to_compare_with(made: Path, tmp_path: Path) -> None:
+    told = {"distill_cells": (1, 1), "heads": "light", "balance_motion": True, "decoder_positions": True}
+    targets = ["l4p_latents", "l4p_depth", "l4p_motion"]
+    train(parse_config(request(made / "world", tmp_path / "run", max_steps=1, save_steps=1, targets=targets, **told)))
+    assert list((tmp_path / "run" / "pictures").glob("*.webp"))
+    taught = Cache.open(str(made / "world" / "cache"))
+    found = judge_maps(tmp_path / "run", taught, tmp_path / "judged", truth_group="l4p", limit=1)
+    assert {each.target for each in found.report.comparisons} == {"depth", "motion"}
+
+
 def test_clips_without_targets_are_left_out_with_their_reason(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "world" / "cache", tmp_path / "cache")
     for record in (tmp_path / "cache" / "ledger" / "l4p").glob("00000001.*"):
