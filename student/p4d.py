@@ -321,7 +321,7 @@ class P4D(nn.Module):
         if self.config.latents is not None:
             shape = LatentShape.of(self.targets[self.config.latents])
             return shape if self.config.cells is None else self._of_cells(shape, self.config.cells)
-        grid = (max(1, num_frames // 2), _LATENTLESS_SIDE, _LATENTLESS_SIDE)
+        grid = (max(1, num_frames // 2), *(self.config.cells or (_LATENTLESS_SIDE, _LATENTLESS_SIDE)))
         return LatentShape(num_taps=1, grid=grid, channels=_LATENTLESS_CHANNELS)
 
     def _of_cells(self, shape: LatentShape, cells: tuple[int, int]) -> LatentShape:

@@ -75,7 +75,8 @@ class P4DConfig:
         balanced: in every loss what moves counts as much as what stands, see `student.losses.motion_balance`; by the
             one term that is a motion, which must be there.
         cells: rows and columns over which latents are averaged before they are compared, for a student whose grid is
-            no finer; balanced where the losses are. None compares on the teacher's own grid.
+            no finer; balanced where the losses are. None compares on the teacher's own grid. Without latents: the
+            tokens from which light heads draw.
     """
 
     latents: str | None

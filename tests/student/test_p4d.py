@@ -379,6 +379,8 @@ class TestSwitches:
         with pytest.raises(RequestError, match=r"has no latents.*switch to ed"):
             plan(cache)
         config = plan(cache, "ed")
+        assert p4d_of(cache, config).shape.grid == (T // 2, 16, 16)
+        assert p4d_of(cache, dataclasses.replace(config, cells=(3, 5))).shape.grid == (T // 2, 3, 5)
         assert [term.target for term in config.terms] == ["any_depth", "dis_flow", "truth_motion"]
         p4d, hidden = p4d_of(cache, config), hidden_states()
         assert (set(p4d.light_heads), set(p4d.frozen_heads)) == ({"any_depth", "dis_flow", "truth_motion"}, set())
