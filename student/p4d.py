@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -23,13 +22,11 @@ from p4dprep.heads import DPTHead, Triple
 from student.losses import choose_loss, latent_losses, map_loss, motion_balance
 from student.p4d_config import MODALITIES, DistilFrame, ExplicitTerm, P4DConfig
 from student.samples import VideoTokens
-from student.targets import CachedTarget, TargetBatch, cached_targets, load_head
+from student.targets import CachedTarget, TargetBatch, cached_targets, channel_scales, load_head
 
 _LIGHT_CHANNELS = 64
 _LATENTLESS_CHANNELS = 256
 _LATENTLESS_SIDE = 16
-_NUM_SCALE_CLIPS = 64
-_MIN_SPREAD = 1e-6
 _LIGHT_SIDE = 24
 """Most rows and columns of a map that a light head is taught: it draws no edges, so more would cost time in vain."""
 
@@ -276,35 +273,12 @@ class P4D(nn.Module):
         """Mean and spread of every channel; none without standardising, which then costs nothing."""
         mean, spread = None, None
         if self.config.standardised and self.config.latents is not None:
-            mean, spread = self._scales(cache, self.targets[self.config.latents])
+            latents = self.targets[self.config.latents]
+            read = [latents] if self.motion is None else [latents, self.motion]
+            mean, spread = channel_scales(cache, read, self._taught)
         # Worked out anew by whoever resumes, from the same cache: no part of a checkpoint.
         self.register_buffer("latent_mean_ktyxc", mean, persistent=False)
         self.register_buffer("latent_spread_ktyxc", spread, persistent=False)
-
-    def _scales(self, cache: Cache, latents: CachedTarget) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of every channel of every tap, (k, 1, 1, 1, c), over clips spread over a cache.
-
-        Raises:
-            RequestError: no clip has latents yet.
-        """
-        read = [latents] if self.motion is None else [latents, self.motion]
-        groups = [cache.group(target.group) for target in read]
-        done = np.flatnonzero(np.logical_and.reduce([group.states().ok for group in groups]))
-        if not len(done):
-            raise RequestError(f"no clip of {cache.store.url} has {latents.array} yet, so its scale is not known")
-        places = np.unique(np.linspace(0, len(done) - 1, _NUM_SCALE_CLIPS).round().astype(int))
-        sums, squares = torch.zeros(()), torch.zeros(())
-        for clip in done[places].tolist():
-            arrays = {
-                target.array: torch.from_numpy(group.read(clip, target.spec.name))[None]
-                for target, group in zip(read, groups, strict=True)
-            }
-            values = self._taught(arrays)[0].double()
-            sums = sums + values.mean(dim=(1, 2, 3), keepdim=True) / len(places)
-            squares = squares + values.square().mean(dim=(1, 2, 3), keepdim=True) / len(places)
-        spread = (squares - sums.square()).clamp_min(0).sqrt()
-        spread = torch.where(spread > _MIN_SPREAD, spread, 1.0)  # a channel that never changes is not magnified
-        return sums.float(), spread.float()
 
     def _motion(self) -> CachedTarget:
         """The one term that says what moves."""

@@ -9,7 +9,8 @@ What we chose, where the paper leaves it open:
 - Both act on the video tokens as the LLM reads them, behind the projector and not before it. There one token is one
   cell in every family; before it, features are patches in windows, tiles or shuffled fours.
 - F4D is all of the teacher's cached taps, since P4D distils them all, each normalised (LayerNorm), since their scales
-  differ.
+  differ; or, where latents are standardised, each channel by its mean and spread over the corpus. LayerNorm drowns what
+  is faint where the channels are quantities of different units, such as the truth's depths and velocities.
 - 4D-Concat maps token and latents back to the LLM's width by one linear layer; 4D-PE is a two-layer MLP with GELU on
   the latents alone, without sines, as F4D is no coordinate. Both start as no change at all: a student that is already
   trained begins from what it knows.
@@ -37,12 +38,24 @@ from p4dprep.heads import Triple
 from student.p4d import LatentShape, first_frames
 from student.p4d_config import latents_of
 from student.samples import VideoTokens
-from student.targets import CachedTarget, TargetBatch, cached_targets
+from student.targets import CachedTarget, TargetBatch, cached_targets, channel_scales
 
 Strategy = Literal["p4d", "4d-concat", "4d-pe"]
 """`p4d` is distillation, gone after training; the others stay in the student for good."""
 
 RivalStrategy = Literal["4d-concat", "4d-pe"]
+
+
+class _ChannelScale(nn.Module):
+    """A factor and an offset for each channel of each tap: (n, k, c) to (n, k, c)."""
+
+    def __init__(self, num_taps: int, num_channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_taps, num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_taps, num_channels))
+
+    def forward(self, features_nkc: Tensor) -> Tensor:
+        return features_nkc * self.weight + self.bias
 
 
 class Rival(nn.Module):
@@ -53,24 +66,46 @@ class Rival(nn.Module):
         latents: what is read from the cache.
         num_frames: of the cache's clips.
         hidden_size: width of the language model.
+        standardised: whether each channel has a scale of its own, for `standardise` to begin at the corpus's; else
+            each token's latents are normalised together (LayerNorm).
 
     Attributes:
         targets: arrays to read from the cache.
     """
 
-    def __init__(self, strategy: RivalStrategy, latents: CachedTarget, num_frames: int, hidden_size: int) -> None:
+    def __init__(
+        self,
+        strategy: RivalStrategy,
+        latents: CachedTarget,
+        num_frames: int,
+        hidden_size: int,
+        *,
+        standardised: bool = False,
+    ) -> None:
         super().__init__()
         self.strategy, self.num_frames = strategy, num_frames
         self.targets: tuple[str, ...] = (latents.array,)
         shape = LatentShape.of(latents)
         num_features = shape.num_taps * shape.channels
-        self.norm = nn.LayerNorm(shape.channels)
+        self.norm = _ChannelScale(shape.num_taps, shape.channels) if standardised else nn.LayerNorm(shape.channels)
         last = nn.Linear(hidden_size + num_features if strategy == "4d-concat" else hidden_size, hidden_size)
         # The difference to passing the token on is learnt, so that weight decay pulls to that, not to nothing.
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         first = [] if strategy == "4d-concat" else [nn.Linear(num_features, hidden_size), nn.GELU()]
         self.layers = nn.Sequential(*first, last)
+
+    def standardise(self, cache: Cache) -> None:
+        """Let the scales begin where each channel has mean 0 and spread 1 over a cache; they are learnt from there.
+
+        Raises:
+            RequestError: no clip has latents yet.
+        """
+        latents = cached_targets(cache)[self.targets[0]]
+        mean, spread = channel_scales(cache, [latents], lambda arrays: arrays[latents.array])
+        with torch.no_grad():
+            self.norm.weight.copy_(1 / spread[:, 0, 0, 0])
+            self.norm.bias.copy_(-(mean / spread)[:, 0, 0, 0])
 
     def num_flops(self, num_tokens: int) -> int:
         """FLOPs of the linear layers for so many video tokens, two a multiply-add; the teacher's come on top."""
@@ -118,7 +153,14 @@ class Rival(nn.Module):
         return torch.full_like(places_n, row), places_n, features_nkc
 
 
-def make_rival(strategy: RivalStrategy, cache: Cache, hidden_size: int, targets: Sequence[str] | None = None) -> Rival:
+def make_rival(
+    strategy: RivalStrategy,
+    cache: Cache,
+    hidden_size: int,
+    targets: Sequence[str] | None = None,
+    *,
+    standardised: bool = False,
+) -> Rival:
     """The rival for one cache and one student, as yet without effect.
 
     Args:
@@ -126,6 +168,7 @@ def make_rival(strategy: RivalStrategy, cache: Cache, hidden_size: int, targets:
         cache: where the teacher's latents lie.
         hidden_size: width of the student's language model.
         targets: arrays it may read; None takes the latents of the teacher that left heads, or the only ones.
+        standardised: see `Rival`; what it begins at is `Rival.standardise`'s to measure.
 
     Raises:
         RequestError: the cache has no latents, or several and none was named, or not what was named.
@@ -137,7 +180,7 @@ def make_rival(strategy: RivalStrategy, cache: Cache, hidden_size: int, targets:
             f"{strategy} puts a teacher's latents into the student; {cache.store.url} has {sorted(known)}, "
             f"{'none of them latents' if targets is None else f'asked for were {sorted(targets)}'}"
         )
-    return Rival(strategy, latents, cache.sampling.num_frames, hidden_size)
+    return Rival(strategy, latents, cache.sampling.num_frames, hidden_size, standardised=standardised)
 
 
 @torch.no_grad()

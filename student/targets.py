@@ -4,7 +4,7 @@ Shape suffixes: `b` batch, `t` frames, `y x` rows and columns, `c` channels.
 """
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -21,6 +21,9 @@ from p4dprep.targets import TargetSpec
 
 if TYPE_CHECKING:
     from p4dprep.heads import DPTHead
+
+_NUM_SCALE_CLIPS = 64
+_MIN_SPREAD = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,43 @@ def cached_targets(cache: Cache) -> dict[str, CachedTarget]:
         for spec in cache.group(name).targets
     ]
     return {target.array: target for target in found}
+
+
+def channel_scales(
+    cache: Cache, targets: Sequence[CachedTarget], values: Callable[[dict[str, Tensor]], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of every channel of every tap over 64 clips spread over a cache.
+
+    Args:
+        cache: where the targets lie.
+        targets: what `values` reads.
+        values: (b, k, t, y, x, c) from the targets' arrays of one clip, b = 1; NaN where invalid.
+
+    Returns:
+        Both (k, 1, 1, 1, c), float32. The deviation of a channel that never changes is 1, so as not to magnify it.
+
+    Raises:
+        RequestError: no clip has these targets yet.
+    """
+    groups = [cache.group(target.group) for target in targets]
+    done = np.flatnonzero(np.logical_and.reduce([group.states().ok for group in groups]))
+    if not len(done):
+        raise RequestError(f"no clip of {cache.store.url} has {targets[0].array} yet, so its scale is not known")
+    places = np.unique(np.linspace(0, len(done) - 1, _NUM_SCALE_CLIPS).round().astype(int))
+    counts, sums, squares = torch.zeros(()), torch.zeros(()), torch.zeros(())
+    for clip in done[places].tolist():
+        arrays = {
+            target.array: torch.from_numpy(group.read(clip, target.spec.name))[None]
+            for target, group in zip(targets, groups, strict=True)
+        }
+        found = values(arrays)[0].double()
+        counts = counts + found.isfinite().sum(dim=(1, 2, 3), keepdim=True)
+        sums = sums + found.nansum(dim=(1, 2, 3), keepdim=True)
+        squares = squares + found.square().nansum(dim=(1, 2, 3), keepdim=True)
+    counts = counts.clamp_min(1)
+    mean = sums / counts
+    spread = (squares / counts - mean.square()).clamp_min(0).sqrt()
+    return mean.float(), torch.where(spread > _MIN_SPREAD, spread, 1.0).float()
 
 
 def head_names(group: Group) -> tuple[str, ...]:

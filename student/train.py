@@ -227,7 +227,10 @@ def build_model(config: TrainConfig, cache: Cache, backbone: Backbone) -> Distil
     p4d = P4D(p4d_config(config, cache), cache, backbone.hidden_size) if config.distils else None
     rival: Rival | None = None
     if config.strategy != "p4d":
-        rival = make_rival(config.strategy, cache, backbone.hidden_size, config.targets)
+        is_standardised = config.standardise_latents
+        rival = make_rival(config.strategy, cache, backbone.hidden_size, config.targets, standardised=is_standardised)
+        if is_standardised:
+            rival.standardise(cache)
     return DistilledStudent(backbone, p4d, rival, config.distill_layer)
 
 

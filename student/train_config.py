@@ -46,7 +46,7 @@ class TrainConfig(BaseModel):
         distill_frame: whose hidden states a teacher's step of several frames is told from: `first`, as in the authors'
             release, or `last`, at which an LLM that looks back only has seen them all.
         standardise_latents: compare latents channel by channel in units of their spread over the corpus, so that none
-            is drowned by one of another scale.
+            is drowned by one of another scale; the rivals read them so.
         balance_motion: in every loss what moves counts together as much as what stands, by the cached motion.
         strategy: `p4d`, or the paper's rivals, which read the teacher's targets at inference too (Table 4).
         time_cue: how the student is told the frames' times.

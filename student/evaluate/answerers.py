@@ -222,7 +222,7 @@ def load_rival(source: Source, cache: Cache, hidden_size: int) -> Rival:
     config = source.config
     if config is None or config.strategy == "p4d" or source.run is None:
         raise ValueError(f"{source.name} has no rival")
-    rival = make_rival(config.strategy, cache, hidden_size, config.targets)
+    rival = make_rival(config.strategy, cache, hidden_size, config.targets, standardised=config.standardise_latents)
     weights = run_folder.last_checkpoint(source.run, source.step) / run_folder.P4D_WEIGHTS
     tensors = {name.removeprefix("rival."): value for name, value in load_file(weights).items()}
     try:

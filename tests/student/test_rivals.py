@@ -268,6 +268,35 @@ class TestRival:
         found = [rival(embeds, [tokens], one_clip(each)).detach() for each in (latents, 100 * latents + 7)]
         torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
 
+    def test_standardised_every_channel_counts_alike_by_its_own_mean_and_spread(
+        self, cache: Cache, strategy: RivalStrategy
+    ) -> None:
+        rival = make_rival(strategy, cache, WIDTH, standardised=True)
+        rival.standardise(cache)
+        ids = cache.clips().column("id").to_pylist()
+        corpus = torch.stack([torch.from_numpy(cache.read(each, "l4p_latents")) for each in ids])
+        read = rival.norm(corpus.movedim(1, -2).flatten(0, 3)).detach()
+        torch.testing.assert_close(read.mean(0), torch.zeros(TAPS, CHANNELS), rtol=0, atol=1e-4)
+        torch.testing.assert_close(read.std(0, correction=0), torch.ones(TAPS, CHANNELS), rtol=1e-4, atol=0)
+
+    def test_standardised_a_channel_is_heard_however_faint_it_is_beside_another(
+        self, cache: Cache, strategy: RivalStrategy, tokens: VideoTokens
+    ) -> None:
+        """As a velocity is beside a depth: LayerNorm all but loses it."""
+        embeds, heard = random_latents(1, 40, WIDTH), []
+        latents = random_latents(*LATENTS.shape)
+        latents[..., 0] *= 1000
+        for standardised in (False, True):
+            rival = awake(make_rival(strategy, cache, WIDTH, standardised=standardised))
+            if standardised:
+                with torch.no_grad():
+                    rival.norm.weight.copy_(1 / latents.std((1, 2, 3)))
+            changed = latents.clone()
+            changed[..., 1] *= -1
+            found = [rival(embeds, [tokens], one_clip(each)).detach() for each in (latents, changed)]
+            heard.append(((found[0] - found[1]).norm() / (found[0] - embeds).norm()).item())
+        assert heard[0] < 0.02 < 0.1 < heard[1]
+
     def test_a_batch_without_clips_passes_and_gives_every_weight_a_gradient(self, rival: Rival) -> None:
         nothing = TargetBatch(sample_ids=("a",), rows=(), clip_ids=(), arrays={})
         embeds = random_latents(1, 40, WIDTH)

@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from p4dprep.cache import Cache
 from p4dprep.errors import RequestError
 from student import run_folder
 from student.p4d_config import PAPER_WEIGHTS
+from student.rivals import make_rival
 from student.train import train
 from student.train_config import parse_config
 from tests.student.train_run import request, write_world
@@ -64,6 +67,16 @@ def test_a_rival_learns_what_it_adds_to_the_student(world: Path, tmp_path: Path,
     learnt = load_file(run_folder.last_checkpoint(tmp_path) / run_folder.P4D_WEIGHTS)
     assert learnt
     assert all(name.startswith("rival.") for name in learnt)
+
+
+def test_a_rival_takes_standardised_latents_from_its_corpus(world: Path, tmp_path: Path) -> None:
+    log_of(world, tmp_path, strategy="4d-pe", standardise_latents=True, learning_rate=1e-9)
+    learnt = load_file(run_folder.last_checkpoint(tmp_path) / run_folder.P4D_WEIGHTS)
+    rival = make_rival("4d-pe", Cache.open(str(world / "cache")), hidden_size=1, standardised=True)
+    rival.standardise(Cache.open(str(world / "cache")))
+    torch.testing.assert_close(learnt["rival.norm.weight"], rival.norm.weight.detach())
+    torch.testing.assert_close(learnt["rival.norm.bias"], rival.norm.bias.detach())
+    assert not torch.equal(rival.norm.bias, torch.zeros_like(rival.norm.bias))
 
 
 def test_a_rival_reads_only_the_targets_that_are_named(world: Path, tmp_path: Path) -> None:

@@ -408,12 +408,20 @@ def test_batches_hold_what_can_be_batched_and_every_question_once() -> None:
     assert all(len(kind) == 1 for kind in kinds)
 
 
-@pytest.fixture(scope="module")
-def rival(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=[False, True], ids=["normalised", "standardised"])
+def rival(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """A world with videos of its clips, questions about them, and a run of 4d-concat whose latents matter."""
     folder, before = write_world(tmp_path_factory.mktemp("rival"), num_clips=3, num_stills=0), torch.get_num_threads()
     torch.set_num_threads(1)
-    asked = train_request(folder, folder / "run", strategy="4d-concat", max_steps=2, batch_size=2, micro_batch_size=1)
+    asked = train_request(
+        folder,
+        folder / "run",
+        strategy="4d-concat",
+        standardise_latents=request.param,
+        max_steps=2,
+        batch_size=2,
+        micro_batch_size=1,
+    )
     train(parse_config(asked))
     torch.set_num_threads(before)
     weights = folder / "run" / "checkpoint-2" / run_folder.P4D_WEIGHTS
