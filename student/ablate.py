@@ -288,10 +288,13 @@ def _draws(benchmark: Benchmark, scored: Mapping[str, list[list[Scored]]]) -> di
     """Tables of every arm for questions drawn with replacement, the same for all arms, and seeds drawn for each."""
     random = np.random.default_rng(0)
     draws: dict[str, list[dict[str, float]]] = {arm: [] for arm in scored}
+    means: dict[tuple[str | int, ...], list[Scored]] = {}  # a few seeds can be drawn in a few ways only
     for rows in resamples(next(iter(scored.values()))[0], seed=0):
         for arm, seeds in scored.items():
-            drawn = [seeds[number] for number in random.integers(len(seeds), size=len(seeds)).tolist()]
-            mean = _mean(drawn)
+            drawn = sorted(random.integers(len(seeds), size=len(seeds)).tolist())
+            if (arm, *drawn) not in means:
+                means[arm, *drawn] = _mean([seeds[number] for number in drawn])
+            mean = means[arm, *drawn]
             draws[arm].append(benchmark.table([mean[row] for row in rows]))
     return draws
 
