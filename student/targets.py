@@ -64,7 +64,7 @@ def channel_scales(
     Args:
         cache: where the targets lie.
         targets: what `values` reads.
-        values: (b, k, t, y, x, c) from the targets' arrays of one clip, b = 1; NaN where invalid.
+        values: (b, k, t, y, x, c) from the targets' arrays of one clip, b = 1; not finite where invalid.
 
     Returns:
         Both (k, 1, 1, 1, c), float32. The deviation of a channel that never changes is 1, so as not to magnify it.
@@ -84,9 +84,11 @@ def channel_scales(
             for target, group in zip(targets, groups, strict=True)
         }
         found = values(arrays)[0].double()
-        counts = counts + found.isfinite().sum(dim=(1, 2, 3), keepdim=True)
-        sums = sums + found.nansum(dim=(1, 2, 3), keepdim=True)
-        squares = squares + found.square().nansum(dim=(1, 2, 3), keepdim=True)
+        valid = found.isfinite()
+        found = found.where(valid, 0.0)
+        counts = counts + valid.sum(dim=(1, 2, 3), keepdim=True)
+        sums = sums + found.sum(dim=(1, 2, 3), keepdim=True)
+        squares = squares + found.square().sum(dim=(1, 2, 3), keepdim=True)
     counts = counts.clamp_min(1)
     mean = sums / counts
     spread = (squares / counts - mean.square()).clamp_min(0).sqrt()

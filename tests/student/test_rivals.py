@@ -16,7 +16,7 @@ from student.backbones import FAMILIES, Backbone, StudentBatch, load
 from student.p4d import rearrange
 from student.rivals import Rival, RivalStrategy, latents_of_tokens, make_rival
 from student.samples import StudentSample, Turn, VideoTokens
-from student.targets import TargetBatch
+from student.targets import TargetBatch, cached_targets, channel_scales
 from tests.student import p4d_cache
 from tests.student.p4d_cache import CHANNELS, DEPTH, GRID, LATENTS, TAPS, T
 from tests.student.tiny_students import CELLS, SIDE, WRITERS
@@ -335,6 +335,20 @@ class TestRival:
             rival(random_latents(1, 40, WIDTH), [tokens], targets)
         counted = counter.flop_counts["Rival.layers"]
         assert rival.num_flops(tokens.positions_tyx.numel()) == sum(counted.values()) > 0
+
+
+def test_scales_are_those_of_the_valid_cells(cache: Cache) -> None:
+    valid = torch.rand(LATENTS.shape, generator=torch.Generator().manual_seed(0)) < 0.7
+    valid[..., 0] = False
+    target = cached_targets(cache)["l4p_latents"]
+    found = channel_scales(cache, [target], lambda arrays: arrays["l4p_latents"].where(valid, torch.nan))
+    ids = cache.clips().column("id").to_pylist()
+    corpus = np.stack([np.where(valid, cache.read(each, "l4p_latents"), np.nan) for each in ids])[..., 1:]
+    mean, spread = np.nanmean(corpus, (0, 2, 3, 4)), np.nanstd(corpus, (0, 2, 3, 4))
+    np.testing.assert_allclose(found[0][:, 0, 0, 0, 1:], mean, atol=1e-5)
+    np.testing.assert_allclose(found[1][:, 0, 0, 0, 1:], spread, rtol=1e-4)
+    assert found[0][..., 0].eq(0).all()
+    assert found[1][..., 0].eq(1).all()
 
 
 class TestMaking:
