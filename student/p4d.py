@@ -463,15 +463,22 @@ def shrunk(values_btyxc: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(values_btyxc.shape[2:4]) == tuple(size):
         return values_btyxc
 
-    def pooled(each: Tensor) -> Tensor:
-        return functional.adaptive_avg_pool2d(each.flatten(0, 1).movedim(-1, 1), (size[0], size[1])).movedim(1, -1)
+    def averaged(each_ncyx: Tensor) -> Tensor:
+        return functional.adaptive_avg_pool2d(each_ncyx, (size[0], size[1]))
 
-    valid = values_btyxc.isfinite()
-    if valid.device.type == "cpu" and valid.all():  # as most maps are: half the time, where to ask waits for no GPU
-        means = pooled(values_btyxc)
+    def averaged_valid(each_ncyx: Tensor) -> Tensor:
+        valid = each_ncyx.isfinite()
+        return averaged(each_ncyx.where(valid, 0.0)) / averaged(valid.to(each_ncyx))
+
+    frames_ncyx = values_btyxc.flatten(0, 1).movedim(-1, 1)
+    if frames_ncyx.device.type == "cpu":  # most frames are valid everywhere; on a GPU, to ask which waits for it
+        means = averaged(frames_ncyx)
+        holed = ~means.isfinite().flatten(1).all(1)
+        means[holed] = averaged_valid(frames_ncyx[holed])
     else:
-        means = pooled(values_btyxc.where(valid, 0.0)) / pooled(valid.to(values_btyxc))
-    return means.reshape(*values_btyxc.shape[:2], *means.shape[1:])
+        means = averaged_valid(frames_ncyx)
+    means_nyxc = means.movedim(1, -1)
+    return means_nyxc.reshape(*values_btyxc.shape[:2], *means_nyxc.shape[1:])
 
 
 def _map_shape(target: CachedTarget) -> tuple[int, int, int, int]:

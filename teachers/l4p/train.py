@@ -349,23 +349,32 @@ def _mimetic(attention: nn.Module, out: nn.Linear) -> None:
     out.weight.copy_(-0.6 * value.weight.T + 0.3 * torch.randn(width, width) / math.sqrt(width))
 
 
+def _has_fast_bfloat16(device_type: str) -> bool:
+    """Whether bfloat16 is worth it: a CPU that only imitates it takes many times as long as in float32."""
+    if device_type != "cpu":
+        return True
+    known = torch.cpu.get_capabilities()
+    return any(known.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+
+
 def _half(model: L4P, device_type: str) -> torch.autocast:
-    """bfloat16, but not for models whose deepest grid is narrower than 3.
+    """bfloat16, but not on CPUs without it, nor for models whose deepest grid is narrower than 3.
 
     On the CPU, oneDNN's weight gradient of a bfloat16 3x3x3 convolution over 2 cells or fewer holds memory that was
     never written (torch 2.15; a test compares them).
     """
-    return torch.autocast(device_type, torch.bfloat16, enabled=min(model.config.head("depth").tap_grids[-1]) >= 3)
+    is_safe = min(model.config.head("depth").tap_grids[-1]) >= 3
+    return torch.autocast(device_type, torch.bfloat16, enabled=is_safe and _has_fast_bfloat16(device_type))
 
 
 def encode(model: L4P, pixels_bcthw: Tensor) -> tuple[Tensor, ...]:
-    """The taps, in bfloat16."""
+    """The taps, in bfloat16 where that is fast."""
     with _half(model, pixels_bcthw.device.type):
         return model.encode(pixels_bcthw)
 
 
 def predict(model: L4P, taps: tuple[Tensor, ...]) -> dict[Modality, Tensor]:
-    """The maps of `encode`'s taps, in bfloat16 but for camera rays, whose last digits matter."""
+    """The maps of `encode`'s taps, in bfloat16 where that is fast, but for camera rays, whose last digits matter."""
     with _half(model, taps[0].device.type):
         maps: dict[Modality, Tensor] = {name: model.heads[name](taps) for name in MODALITIES if name != "camray"}
     maps["camray"] = model.heads["camray"]([tap.float() for tap in taps])

@@ -425,8 +425,19 @@ class TestRun:
         for mine, other in zip(whole.mean.parameters(), parted.mean.parameters(), strict=True):
             torch.testing.assert_close(mine, other, rtol=0, atol=0)
 
+    @pytest.mark.parametrize(("has", "dtype"), [("avx2", torch.float32), ("amx_bf16", torch.bfloat16)])
+    def test_a_cpu_without_bfloat16_does_not_imitate_it(
+        self, has: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {has: True})
+        model = fresh_model(replace(MINI, num_layers=4, taps=(1, 2, 3, 4), image_size=48, patch_size=8), seed=0)
+        assert {tap.dtype for tap in encode(model, torch.zeros(1, 3, 16, 48, 48))} == {dtype}
+
     @pytest.mark.parametrize("patch_size", [8, 24])
-    def test_gradients_in_bfloat16_are_near_those_in_float32(self, patch_size: int) -> None:
+    def test_gradients_in_bfloat16_are_near_those_in_float32(
+        self, patch_size: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
         config = replace(MINI, num_layers=4, taps=(1, 2, 3, 4), image_size=48, patch_size=patch_size)
         model = fresh_model(config, seed=0).train()
         batch = collate([render_clip("train", 0, 0, 16, 48)])
