@@ -1,6 +1,7 @@
 """The entry point `p4dprep`: registers the commands and formats the errors, nothing else."""
 
 import os
+import signal
 import sys
 from typing import Annotated
 
@@ -12,6 +13,8 @@ from p4dprep.errors import P4DError
 from p4dprep.storage import redact
 
 DEBUG_VARIABLE = "P4DPREP_DEBUG"
+INTERRUPTED = 130
+"""The exit code that typer gives a command that Ctrl-C ended."""
 
 app = typer.Typer(
     help="Offline Perceptual 4D Distillation: frozen teachers run once over a video corpus and leave zarr caches.",
@@ -50,7 +53,11 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line. A `P4DError` is one line on stderr and exit code 2; P4DPREP_DEBUG=1 shows the traceback."""
+    """Run the command line. A `P4DError` is one line on stderr and exit code 2; P4DPREP_DEBUG=1 shows the traceback.
+
+    SIGTERM, by which schedulers and pre-empted nodes stop a job, does what Ctrl-C does.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except P4DError as error:
@@ -58,6 +65,9 @@ def main() -> None:
             raise
         print(f"p4dprep: {redact(str(error))}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("p4dprep: interrupted; what was committed stays, the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            print(
+                "p4dprep: interrupted; what was committed stays, the same command goes on from there", file=sys.stderr
+            )
+        raise

@@ -139,17 +139,20 @@ class _Display:
         self._bars = bars
         self._tasks: dict[str, TaskID] = {}
         self._firsts: dict[str, tuple[float, int, int]] = {}
+        self._ends: dict[str, float] = {}
         self._last_line = time.monotonic()
 
     def __call__(self, groups: "list[GroupProgress]") -> None:
         working = [group for group in groups if group.num_todo]
         for group in working:
             self._update(group)
-        if not console.is_terminal and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LOG_LINES:
-            self._last_line = time.monotonic()
+        now = time.monotonic()
+        if not console.is_terminal and now - self._last_line >= SECONDS_BETWEEN_LOG_LINES:
             for group in working:
-                counts = f"{group.num_ok + group.num_failed}/{group.num_todo} clips"
-                console.print(f"{group.name}: {counts}, {self._rates(group)} ({_stages(group)})", highlight=False)
+                if self._ends.get(group.name, now) > self._last_line:  # else its last line stands above
+                    counts = f"{group.num_ok + group.num_failed}/{group.num_todo} clips"
+                    console.print(f"{group.name}: {counts}, {self._rates(group)} ({_stages(group)})", highlight=False)
+            self._last_line = now
 
     def _update(self, group: "GroupProgress") -> None:
         if group.name not in self._tasks:
@@ -160,8 +163,10 @@ class _Display:
         )
 
     def _rates(self, group: "GroupProgress") -> str:
-        """Rates since the first result: until then Ray and the teacher were starting."""
+        """Rates from the first result, until which Ray and the teacher were starting, to the last."""
         now, done = time.monotonic(), group.num_ok + group.num_failed
+        if done == group.num_todo:
+            now = self._ends.setdefault(group.name, now)
         if not done:
             return f"starting {group.num_workers} worker{'s' * (group.num_workers != 1)}"
         start, first_done, first_frames = self._firsts.setdefault(group.name, (now, done, group.num_frames))

@@ -5,10 +5,13 @@ Only unit tasks and unit reports travel through Ray; frames and targets never do
 
 import logging
 import os
+import signal
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -222,8 +225,21 @@ def start_ray(address: str | None) -> None:
     Raises:
         RequestError: no cluster answers at the address, or this machine is too busy to start Ray.
     """
-    if ray.is_initialized():
-        return
+    if not ray.is_initialized():
+        with _own_sigterm():
+            _start_ray(address)
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Leave a program's answer to SIGTERM as it is: Ray's ends it with a trace of its own, by SIGABRT."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
+
+
+def _start_ray(address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a worker without GPUs is nothing to warn of
     if address is None:

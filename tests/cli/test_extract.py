@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from cli import extract as display
 from cli.app import main
 from p4dprep.cache import Cache
+from p4dprep.extract import GroupProgress
 from tests.e2e.commands import P4DPREP, run, run_json
 from tests.p4dprep.extract.builders import write_corpus
 
@@ -124,3 +126,20 @@ def test_doctor_finds_this_machine_ready_and_says_what_is_wrong_with_a_place(tmp
     assert not found["ok"]
     assert "canary" not in json.dumps(found).lower()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_in_a_log_a_finished_teacher_keeps_its_rate_and_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter(range(0, 1000, 31))
+    monkeypatch.setattr(display.time, "monotonic", lambda: now)
+    now = next(clock)
+    with display._progress_display() as show:
+        quick, slow = (GroupProgress(name=name, num_todo=100, num_workers=1) for name in ("quick", "slow"))
+        for quick.num_ok, slow.num_ok in ((10, 0), (100, 5), (100, 36), (100, 67)):
+            now = next(clock)
+            show([quick, slow])
+    told = capsys.readouterr().err.replace("\n", " ")
+    assert told.count("quick: 100/100 clips, 2.90 clips/s") == told.count("quick: 100/100") == 1
+    assert "slow: 36/100 clips, 1.00 clips/s" in told
+    assert "slow: 67/100 clips, 1.00 clips/s, 0 frames/s, 33 s left" in told

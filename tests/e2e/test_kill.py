@@ -1,4 +1,5 @@
-"""SIGKILL of driver, worker and decoder at seeded moments: a rerun ends as if nothing had happened."""
+"""SIGKILL of driver, worker and decoder at seeded moments, and being asked to stop: a rerun ends as if nothing had
+happened."""
 
 import contextlib
 import os
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import psutil
 import pytest
@@ -35,14 +37,16 @@ OPTIONS = ("--teacher", TEACHER, "--frames", "4", "--size", "32", "--workers", "
 class Job:
     """A running extraction and the processes that belong to it. At most one job at a time is on the tests' Ray."""
 
-    def __init__(self, videos: Path, cache: Path, address: str | None) -> None:
+    def __init__(
+        self, videos: Path, cache: Path, address: str | None, stderr: IO[str] | int = subprocess.DEVNULL
+    ) -> None:
         self.cache = cache
         self.address = address
         joining = ["--address", address] if address else []
         self.process = subprocess.Popen(
             [P4DPREP, "extract", str(videos), str(cache), *OPTIONS, *joining],
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=stderr,
             start_new_session=True,
         )
         self.seen: dict[int, psutil.Process] = {}
@@ -132,6 +136,24 @@ def test_killed_anywhere_and_run_again_it_ends_the_same(
         assert data_digests(cache) == expected, f"seed {SEED}: {cache}"
         assert caches.verify(opened).problems == ()
     assert not left_running([process for job in job_family for process in job.seen.values()], 90)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.usefixtures("stranger")
+def test_asked_to_stop_it_says_that_it_goes_on_from_there(
+    number: signal.Signals, tmp_path: Path, job_family: list[Job], ray_address: str
+) -> None:
+    videos, cache, said = write_corpus(tmp_path / "videos", NUM_CLIPS, num_frames=8), tmp_path / "cache", tmp_path / "e"
+    with open(said, "w") as stderr:
+        job_family.append(job := Job(videos, cache, ray_address, stderr))
+        assert job.wait_until(lambda: job.num_records() > 0)
+        job.process.send_signal(number)
+        assert job.process.wait(timeout=60) == 130
+    assert said.read_text().splitlines()[-1] == (
+        "p4dprep: interrupted; what was committed stays, the same command goes on from there"
+    )
+    assert not left_running(list(job.seen.values()), 60)
+    run_to_the_end(videos, cache)
 
 
 def run_to_the_end(videos: Path, cache: Path) -> None:
