@@ -107,6 +107,7 @@ class _GroupRun:
         self.units_in_flight = units_in_flight
         self.progress = GroupProgress(name=group.config.group, num_todo=len(group.todo), num_workers=num_workers)
         self._fresh: Iterator[UnitTask] = plan.tasks(group)
+        self._num_fresh = plan.num_units(group)
         self._next: UnitTask | None = next(self._fresh, None)
         self._suspects: deque[UnitTask] = deque()
         self._slots = [_Slot(actor=None) for _ in range(num_workers if self._next else 0)]
@@ -122,6 +123,13 @@ class _GroupRun:
 
     def refs(self) -> dict[Any, _Slot]:
         return {ref: slot for slot in self._slots for ref in slot.tasks}
+
+    def grow(self, num_workers: int) -> None:
+        """Start more actors, up to so many in all, if there are units for them that nobody has yet."""
+        for _ in range(min(num_workers - len(self._slots), self._num_fresh)):
+            self._slots.append(slot := _Slot(actor=None))
+            self._start_actor(slot)
+        self.progress.num_workers = max(self.progress.num_workers, len(self._slots))
 
     def stop(self) -> None:
         """Kill the actors: their decoders die with them and the CPUs and GPUs are free for another teacher."""
@@ -139,6 +147,7 @@ class _GroupRun:
                     task = self._suspects.popleft()
                 elif self._next is not None:
                     task, self._next = self._next, next(self._fresh, None)
+                    self._num_fresh -= 1
                 else:
                     break
                 slot.tasks[slot.actor.run.remote(task)] = task
@@ -347,14 +356,19 @@ def run_job(plan: JobPlan, address: str | None, progress: Progress) -> list[Grou
     try:
         for run in runs:
             run.start()
-        _drive(runs, lambda: progress([run.progress for run in runs] + idle))
+        _drive(
+            runs,
+            lambda: progress([run.progress for run in runs] + idle),
+            lambda run, num_groups: _num_workers(run.group, num_groups, plan.num_units(run.group), address),
+        )
     finally:
         for run in runs:
             run.stop()
     return [run.progress for run in runs] + idle
 
 
-def _drive(runs: list[_GroupRun], notify: Callable[[], None]) -> None:
+def _drive(runs: list[_GroupRun], notify: Callable[[], None], workers_of: Callable[[_GroupRun, int], int]) -> None:
+    """Feed and collect to the end; `workers_of` tells a teacher's share of the workers among so many teachers."""
     last_notified = 0.0
     while active := [run for run in runs if not run.finished]:
         for run in active:
@@ -366,6 +380,9 @@ def _drive(runs: list[_GroupRun], notify: Callable[[], None]) -> None:
             run.collect(ref, slot)
             if run.finished:
                 run.stop()
+                still = [other for other in runs if not other.finished]
+                for other in still:  # theirs now
+                    other.grow(workers_of(other, len(still)))
         if done or time.monotonic() - last_notified >= 1.0:
             notify()
             last_notified = time.monotonic()

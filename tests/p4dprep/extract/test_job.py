@@ -12,7 +12,7 @@ import pytest
 from p4dprep import cache as caches
 from p4dprep.cache import Cache
 from p4dprep.errors import FingerprintMismatchError, P4DError, RequestError, TeacherError
-from p4dprep.extract import GroupProgress, extract
+from p4dprep.extract import GroupProgress, extract, job
 from p4dprep.extract.job import _check_reachable
 from tests.p4dprep.extract.builders import data_digests, make_request, write_corpus
 
@@ -88,6 +88,19 @@ def test_another_teacher_on_the_same_cache_runs_alone(videos: Path, copy_of_undi
     assert report.committed == NUM_CLIPS
     assert data_digests(copy_of_undisturbed).items() >= before.items()
     assert verified(copy_of_undisturbed).groups() == ("brightness", "opencv_dis")
+
+
+def test_a_teacher_that_is_done_leaves_its_share_to_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    videos, cache, shares = write_corpus(tmp_path / "videos", 18), tmp_path / "cache", set()
+    monkeypatch.setattr(job.ray, "cluster_resources", lambda: {"CPU": 1.0})  # two of such workers
+
+    def note(groups: list[GroupProgress]) -> None:
+        shares.add(tuple(group.num_workers for group in groups))
+
+    report = extract(make_request(videos, cache, "slow?milliseconds=200", "brightness"), note)
+    assert shares == {(1, 1), (2, 1)}
+    assert (report.teachers["slow"].workers, report.committed, report.failed) == (2, 18, 0)
+    verified(cache)
 
 
 def test_another_fingerprint_under_the_same_name_is_refused_and_named(videos: Path, copy_of_undisturbed: Path) -> None:
