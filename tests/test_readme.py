@@ -97,7 +97,7 @@ def test_the_make_commands_are_targets_of_the_makefile() -> None:
 def test_the_ablation_of_the_docs_is_a_valid_request() -> None:
     page = (ROOT / "docs" / "ablation.md").read_text()
     (recipe,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
-    assert len(parse_ablation(yaml.safe_load(recipe)).arms) == 18
+    assert len(parse_ablation(yaml.safe_load(recipe)).arms) == 19
 
 
 def test_the_full_recipe_of_the_docs_is_a_valid_request() -> None:
