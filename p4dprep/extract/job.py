@@ -243,9 +243,11 @@ def start_ray(address: str | None) -> None:
 def _own_sigterm() -> Iterator[None]:
     """Leave a program's answer to SIGTERM as it is: Ray's ends it with a trace of its own, by SIGABRT."""
     before = signal.getsignal(signal.SIGTERM)
-    yield
-    if callable(before) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _start_ray(address: str | None) -> None:

@@ -451,6 +451,18 @@ class TestSwitches:
         assert shrunk(values, (1, 1)).item() == pytest.approx((1 + 1 + 3 + 3 + 5 + 5) / 6)
         assert shrunk(values, (2, 4)) is values
 
+    def test_a_hole_in_one_frame_leaves_the_others_as_they_are(self) -> None:
+        values = torch.arange(2 * 3 * 4 * 4 * 2, dtype=torch.float32).reshape(2, 3, 4, 4, 2)
+        whole = shrunk(values, (2, 2))
+        torch.testing.assert_close(whole, values.unflatten(3, (2, 2)).unflatten(2, (2, 2)).mean((3, 5)))
+        values[1, 0, 0, 0, 1], values[0, 2, :2, 2:] = torch.inf, torch.nan
+        holed = shrunk(values, (2, 2))
+        changed = torch.zeros_like(whole, dtype=torch.bool)
+        changed[1, 0, 0, 0, 1] = changed[0, 2, 0, 1] = True
+        torch.testing.assert_close(holed[~changed], whole[~changed])
+        assert holed[1, 0, 0, 0, 1] == values[1, 0, :2, :2, 1].flatten()[1:].mean()
+        assert holed[0, 2, 0, 1].isnan().all()
+
     def test_a_metric_loss_on_a_disparity_is_refused(self, cache: Cache) -> None:
         term = ExplicitTerm(target="any_depth", weight=1.0, loss="smooth_l1")
         with pytest.raises(RequestError, match="any_depth: loss smooth_l1 is refused"):

@@ -337,11 +337,12 @@ class TestRival:
         assert rival.num_flops(tokens.positions_tyx.numel()) == sum(counted.values()) > 0
 
 
-def test_scales_are_those_of_the_valid_cells(cache: Cache) -> None:
+@pytest.mark.parametrize("hole", [torch.nan, torch.inf])
+def test_scales_are_those_of_the_valid_cells(cache: Cache, hole: float) -> None:
     valid = torch.rand(LATENTS.shape, generator=torch.Generator().manual_seed(0)) < 0.7
     valid[..., 0] = False
     target = cached_targets(cache)["l4p_latents"]
-    found = channel_scales(cache, [target], lambda arrays: arrays["l4p_latents"].where(valid, torch.nan))
+    found = channel_scales(cache, [target], lambda arrays: arrays["l4p_latents"].where(valid, hole))
     ids = cache.clips().column("id").to_pylist()
     corpus = np.stack([np.where(valid, cache.read(each, "l4p_latents"), np.nan) for each in ids])[..., 1:]
     mean, spread = np.nanmean(corpus, (0, 2, 3, 4)), np.nanstd(corpus, (0, 2, 3, 4))
