@@ -31,20 +31,27 @@ most of the time they wait."""
 RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """They hold nothing of ours, but try for 60 s to tell the dead head node of its death before they go."""
 TEACHER = "slow?milliseconds=60"
-OPTIONS = ("--teacher", TEACHER, "--frames", "4", "--size", "32", "--workers", "1")
+SLOWER_TEACHER = "slow?milliseconds=1000"
+"""With it a job outlasts any delay between seeing how far it is and asking it to stop."""
+OPTIONS = ("--frames", "4", "--size", "32", "--workers", "1")
 
 
 class Job:
     """A running extraction and the processes that belong to it. At most one job at a time is on the tests' Ray."""
 
     def __init__(
-        self, videos: Path, cache: Path, address: str | None, stderr: IO[str] | int = subprocess.DEVNULL
+        self,
+        videos: Path,
+        cache: Path,
+        address: str | None,
+        teacher: str = TEACHER,
+        stderr: IO[str] | int = subprocess.DEVNULL,
     ) -> None:
         self.cache = cache
         self.address = address
         joining = ["--address", address] if address else []
         self.process = subprocess.Popen(
-            [P4DPREP, "extract", str(videos), str(cache), *OPTIONS, *joining],
+            [P4DPREP, "extract", str(videos), str(cache), "--teacher", teacher, *OPTIONS, *joining],
             stdout=subprocess.DEVNULL,
             stderr=stderr,
             start_new_session=True,
@@ -144,9 +151,10 @@ def test_asked_to_stop_it_says_that_it_goes_on_from_there(
     number: signal.Signals, has_own_ray: bool, tmp_path: Path, job_family: list[Job], ray_address: str
 ) -> None:
     """A Ray that the job started has an answer to SIGTERM of its own, which must not win."""
-    videos, cache, said = write_corpus(tmp_path / "videos", NUM_CLIPS, num_frames=8), tmp_path / "cache", tmp_path / "e"
+    num_clips, cache, said = 12, tmp_path / "cache", tmp_path / "stderr"
+    videos = write_corpus(tmp_path / "videos", num_clips, num_frames=8)
     with open(said, "w") as stderr:
-        job_family.append(job := Job(videos, cache, None if has_own_ray else ray_address, stderr))
+        job_family.append(job := Job(videos, cache, None if has_own_ray else ray_address, SLOWER_TEACHER, stderr))
         assert job.wait_until(lambda: job.num_records() > 0)
         job.process.send_signal(number)
         assert job.process.wait(timeout=60) == 130
@@ -154,7 +162,9 @@ def test_asked_to_stop_it_says_that_it_goes_on_from_there(
         "p4dprep: interrupted; what was committed stays, the same command goes on from there"
     )
     assert not left_running([process for process in job.seen.values() if not is_agent(process)], 60)
-    run_to_the_end(videos, cache)
+    report = extract(make_request(videos, cache, SLOWER_TEACHER, workers=1))
+    assert (report.committed + report.skipped, report.failed) == (num_clips, 0)
+    assert min(report.committed, report.skipped) > 0
 
 
 def run_to_the_end(videos: Path, cache: Path) -> None:
