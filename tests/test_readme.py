@@ -1,10 +1,12 @@
 """Every command of the README is run: literally, in a fresh folder, against a real S3 server and a real Ray head."""
 
 import dataclasses
+import fcntl
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,14 +31,16 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, s3_endpoint: str) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, s3_endpoint: str) -> Iterator[Path]:
     """What the README assumes: `videos`, the original checkpoint, and a bucket with videos."""
     ray.shutdown()  # these are the last tests, and `ray stop` in a block would take a driver of that Ray with it
     here = tmp_path_factory.mktemp("readme")
-    write_corpus(here / "videos", 2)
-    write_checkpoint(here / "l4p.ckpt", original_tensors_of_36_layers())
-    upload(s3_endpoint, here / "videos", "my-bucket", "videos")
-    return here
+    with open(tmp_path_factory.getbasetemp().parent / "readme.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # nor may `ray stop` meet the other blocks, which another process may run
+        write_corpus(here / "videos", 2)
+        write_checkpoint(here / "l4p.ckpt", original_tensors_of_36_layers())
+        upload(s3_endpoint, here / "videos", "my-bucket", "videos")
+        yield here
 
 
 def original_tensors_of_36_layers() -> dict[str, torch.Tensor]:
@@ -55,7 +59,7 @@ def environment(s3_endpoint: str) -> dict[str, str]:
     return own | bucket_environment(s3_endpoint) | {"PATH": path, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)  # the wait for the other process is counted too
 @pytest.mark.parametrize("block", blocks("bash"), ids=lambda block: block.split("\n")[0][:40])
 def test_a_block_of_commands_runs_as_it_stands(block: str, folder: Path, s3_endpoint: str) -> None:
     done = subprocess.run(

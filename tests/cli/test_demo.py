@@ -15,7 +15,7 @@ from p4dprep.cache import Cache
 from student import run_folder
 from tests.p4dprep.extract.builders import write_corpus
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(900)]  # 300 s pass on a busy machine
 
 NUM_STEPS = 3
 
