@@ -26,6 +26,7 @@ NEEDS_RAY = (
     "tests/test_readme.py::test_a_block_of_commands_runs_as_it_stands[ray start",
 )
 """They share one Ray. The README's other commands start each its own, and would add a third to the longer half."""
+README = "tests/test_readme.py"
 SHARED_VIDEOS = ROOT.parent / "shared" / "videos"
 
 
@@ -37,8 +38,14 @@ class ByFile(LoadScopeScheduling):
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
-    """One file's tests stay in one process, whose fixtures they share."""
+    """One file's tests stay in one process, whose fixtures they share; files go out in the order of collection."""
+    config.option.loadscopereorder = False
     return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The README comes first: a file that takes minutes, begun last, would leave the other process idle."""
+    items.sort(key=lambda item: not item.nodeid.startswith(README) or item.nodeid.startswith(NEEDS_RAY))
 
 
 @pytest.fixture(scope="session")
