@@ -33,7 +33,7 @@ def blocks(language: str) -> list[str]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, s3_endpoint: str) -> Iterator[Path]:
     """What the README assumes: `videos`, the original checkpoint, and a bucket with videos."""
-    ray.shutdown()  # these are the last tests, and `ray stop` in a block would take a driver of that Ray with it
+    ray.shutdown()  # `ray stop` in the cluster's block, the last test of all, would take a driver of that Ray with it
     here = tmp_path_factory.mktemp("readme")
     with open(tmp_path_factory.getbasetemp().parent / "readme.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # nor may `ray stop` meet the other blocks, which another process may run
