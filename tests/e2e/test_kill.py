@@ -145,7 +145,6 @@ def test_killed_anywhere_and_run_again_it_ends_the_same(
     assert not left_running([process for job in job_family for process in job.seen.values()], 90)
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("number", "has_own_ray"), [(signal.SIGINT, False), (signal.SIGTERM, True)])
 @pytest.mark.usefixtures("stranger")
 def test_asked_to_stop_it_says_that_it_goes_on_from_there(
@@ -158,11 +157,11 @@ def test_asked_to_stop_it_says_that_it_goes_on_from_there(
         job_family.append(job := Job(videos, cache, None if has_own_ray else ray_address, SLOWER_TEACHER, stderr))
         assert job.wait_until(lambda: job.num_records() > 0)
         job.process.send_signal(number)
-        assert job.process.wait(timeout=120) == 130
+        assert job.process.wait(timeout=60) == 130
     assert said.read_text().splitlines()[-1] == (
         "p4dprep: interrupted; what was committed stays, the same command goes on from there"
     )
-    assert not left_running([process for process in job.seen.values() if not is_agent(process)], 120)
+    assert not left_running([process for process in job.seen.values() if not is_agent(process)], 60)
     report = extract(make_request(videos, cache, SLOWER_TEACHER, workers=1))
     assert (report.committed + report.skipped, report.failed) == (num_clips, 0)
     assert min(report.committed, report.skipped) > 0
