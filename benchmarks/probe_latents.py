@@ -1,11 +1,14 @@
-"""What a teacher's latents tell of the truth by a linear probe: `python -m benchmarks.probe_latents CACHE TRUTH`.
+"""What latents tell of the truth by a linear probe: `python -m benchmarks.probe_latents CACHE|RUN TRUTH`.
 
-CACHE holds latents of a teacher, TRUTH `truth?latents=ROWS` of the same clips. The teacher's are averaged over the
-cells of the truth, whose every channel is then fitted by ridge regression on 70% of the clips, and R2 is told of the
-others: 1 is all of it, 0 no more than the mean.
+CACHE holds latents of a teacher, TRUTH `truth?latents=ROWS` of the same clips; of a RUN of `p4dprep train` that was
+taught such truth, they are what its student predicts of TRUTH's clips. They are averaged over the cells of the truth,
+whose every channel is then fitted by ridge regression on 70% of the clips, and R2 is told of the others: 1 is all of
+it, 0 no more than the mean.
 """
 
 import argparse
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +16,8 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from p4dprep.cache import Cache
+from student import run_folder
+from student.maps import judge_maps
 from teachers._truth_latents import CHANNELS
 
 FIT_FRACTION, RIDGE = 0.7, 30.0
@@ -47,13 +52,23 @@ def read_pairs(cache: Cache, group: str, truth: Cache) -> tuple[NDArray[np.float
     return np.concatenate([np.stack(features), places], axis=-1), np.stack(truths).astype(np.float32)
 
 
+def read_latents(source: str, group: str, truth_url: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """As `read_pairs`, of a cache or of the student of a run."""
+    truth = Cache.open(truth_url)
+    if not (Path(source) / run_folder.CONFIG).exists():
+        return read_pairs(Cache.open(source), group, truth)
+    with tempfile.TemporaryDirectory(prefix="p4dprep-") as folder:
+        predicted = judge_maps(source, truth, folder, cache=truth_url)
+        return read_pairs(predicted.cache, predicted.group, truth)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cache")
-    parser.add_argument("truth")
+    parser.add_argument("source", metavar="CACHE|RUN")
+    parser.add_argument("truth", metavar="TRUTH")
     parser.add_argument("--group", default="l4p", help="of the latents in CACHE")
     options = parser.parse_args()
-    features, truth = read_pairs(Cache.open(options.cache), options.group, Cache.open(options.truth))
+    features, truth = read_latents(options.source, options.group, options.truth)
     num_clips, num_cells, _ = features.shape
     told = r_squared(
         features.reshape(num_clips * num_cells, -1),

@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from benchmarks.probe_latents import read_latents
 from cli.app import app
 from p4dprep.cache import Cache
 from p4dprep.errors import FingerprintMismatchError, RequestError
@@ -29,7 +30,7 @@ from student.train import build_model, train
 from student.train_config import parse_config
 from tests.student import p4d_cache
 from tests.student.p4d_cache import CAMRAY, DEPTH, FLOW, LATENTS, MASK
-from tests.student.train_run import request, write_world
+from tests.student.train_run import FRAMES, request, write_world
 
 TRUTH = {"truth": (DEPTH, FLOW, MASK, CAMRAY)}
 NUM_SHARED = 4
@@ -141,6 +142,17 @@ def test_latents_are_judged_where_the_truth_has_some_and_it_is_not_judged_by_its
     latents = comparison(found, "student", LATENTS.name)
     assert "cosine_tap1" in {metric.name for metric in latents.metrics}
     assert len(latents.clips) == 2
+
+
+def test_what_a_student_says_of_latents_can_be_probed_for_the_truth(made: Path, tmp_path: Path) -> None:
+    true = replace(LATENTS, shape=(1, *LATENTS.shape[1:3], 1, LATENTS.shape[-1]))  # a cell is a row of the student's
+    truth = p4d_cache.build(tmp_path, {"truth": (true, DEPTH), "frames": (FRAMES,)}, num_clips=NUM_SHARED)
+    features, told = read_latents(str(made / "run"), "", truth.store.url)
+    assert told[2, 1].tolist() == truth.read("clip-2", "truth_latents")[0, 0, 1, 0].tolist()
+    said = judge_maps(made / "run", truth, tmp_path / "judged", cache=truth.store.url).cache
+    mine_kxc = said.read("clip-2", "student_latents")[:, 0, 1]
+    place = np.eye(told.shape[1])[1]
+    np.testing.assert_allclose(features[2, 1], [*mine_kxc.mean(axis=1).ravel(), *place], rtol=1e-4)
 
 
 def test_latents_of_the_students_own_cells_are_nobodys_to_compare_with(made: Path, tmp_path: Path) -> None:
