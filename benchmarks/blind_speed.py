@@ -41,6 +41,8 @@ def main() -> None:
     scenes = map(json.loads, (folder / "scenes.jsonl").read_text().splitlines())
     lasts = {scene["video"]: scene["duration_seconds"] for scene in scenes}
     asked = [each for each in json.loads((folder / "test.json").read_text()) if each["answer"].endswith(UNIT)]
+    if not asked:
+        parser.error(f"{folder / 'test.json'} asks for no metres a second; name worlds of a split that does")
     options = [[float(option.removesuffix(UNIT)) for option in each["options"]] for each in asked]
     speeds = [float(each["answer"].removesuffix(UNIT)) for each in asked]
     found = blind_accuracy(speeds, options, [lasts[each["video"]] for each in asked])

@@ -24,7 +24,6 @@ from tests.teachers.test_l4p import ENCODER, original_tensors, write_checkpoint
 
 README = (ROOT / "README.md").read_text()
 MAKE_TARGETS = ("demo", "test", "install")
-BLOCK_TEST = "tests/test_readme.py::test_a_block_of_commands_runs_as_it_stands"
 
 
 def blocks(language: str) -> list[str]:
@@ -75,11 +74,14 @@ def test_a_block_of_commands_runs_as_it_stands(block: str, folder: Path, s3_endp
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_block_that_stops_every_ray_runs_in_the_process_that_has_the_shared_one() -> None:
+def test_the_block_that_stops_every_ray_runs_in_the_process_that_has_the_shared_one(
+    request: pytest.FixtureRequest,
+) -> None:
     """Run by the other process, it would end that Ray under the tests that use it."""
+    test = f"{request.node.nodeid.split('::')[0]}::{test_a_block_of_commands_runs_as_it_stands.__name__}"
     stopping = [block for block in blocks("bash") if "ray stop" in block]
     assert stopping
-    assert all(f"{BLOCK_TEST}[{block}".startswith(NEEDS_RAY) for block in stopping)
+    assert all(f"{test}[{block}".startswith(NEEDS_RAY) for block in stopping)
 
 
 def test_the_python_block_reads_the_bucket(folder: Path, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
