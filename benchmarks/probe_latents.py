@@ -1,9 +1,9 @@
 """What latents tell of the truth by a linear probe: `python -m benchmarks.probe_latents CACHE|RUN TRUTH`.
 
 CACHE holds latents of a teacher, TRUTH `truth?latents=ROWS` of the same clips; of a RUN of `p4dprep train` that was
-taught such truth, they are what its student predicts of TRUTH's clips. They are averaged over the cells of the truth,
-whose every channel is then fitted by ridge regression on 70% of the clips, and R2 is told of the others: 1 is all of
-it, 0 no more than the mean.
+taught latents, and not on its own `distill_cells`, they are what its student predicts of TRUTH's clips. They are
+averaged over the cells of the truth, whose every channel is then fitted by ridge regression on 70% of the clips, and R2
+is told of the others: 1 is all of it, 0 no more than the mean.
 """
 
 import argparse
