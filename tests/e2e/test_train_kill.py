@@ -18,7 +18,7 @@ from tests.e2e.train_victim import CHECKPOINT, LOG, PICTURE, STEP, be_trained
 from tests.student.train_run import request, untimed, write_world
 
 SEED = 20261121
-NUM_STEPS, NUM_CHECKPOINTS = 24, 8
+NUM_STEPS, NUM_CHECKPOINTS = 16, 8
 OPERATION, MOMENT = "before a file operation", "some time after entering"
 KILLS = (
     (CHECKPOINT, OPERATION), (STEP, MOMENT), (LOG, OPERATION),
