@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from p4dprep.cache import Cache
+from p4dprep.errors import RequestError
 from student import run_folder
 from student.maps import judge_maps
 from teachers._truth_latents import CHANNELS
@@ -54,8 +55,11 @@ def read_pairs(cache: Cache, group: str, truth: Cache) -> tuple[NDArray[np.float
 
 def read_latents(source: str, group: str, truth_url: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """As `read_pairs`, of a cache or of the student of a run."""
+    is_run = (Path(source) / run_folder.CONFIG).exists()
+    if is_run and run_folder.read_settings(source).get("distill_cells"):
+        raise RequestError(f"{source} was taught on its own distill_cells; latents are read of runs without them")
     truth = Cache.open(truth_url)
-    if not (Path(source) / run_folder.CONFIG).exists():
+    if not is_run:
         return read_pairs(Cache.open(source), group, truth)
     with tempfile.TemporaryDirectory(prefix="p4dprep-") as folder:
         predicted = judge_maps(source, truth, folder, cache=truth_url)

@@ -43,7 +43,10 @@ def run(request: "AblationConfig", shard: tuple[int, int] = (0, 1)) -> "Results"
 
     with progress_display() as show:
         results = engine.ablate(
-            request, shard=shard, show=show, show_arm=lambda arm: console.print(f"[bold]arm[/] {arm}", highlight=False)
+            request,
+            shard=shard,
+            show=show,
+            show_part=lambda part: console.print(f"[bold]ablate[/] {part}", highlight=False),
         )
     done = engine.markdown(results, request) if results else "done; without --shard all are put into tables"
     console.print(done, markup=False, highlight=False)

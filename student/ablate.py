@@ -32,8 +32,8 @@ _OWN_FIELDS = ("out", "seed")
 _BENCH_CACHE = "bench_cache"
 _NAME = re.compile(r"[\w+.][\w+. -]*")
 
-ShowArm = Callable[[str], None]
-"""Told of every arm and seed as it begins."""
+ShowPart = Callable[[str], None]
+"""Told of every arm and seed, and of the tables, as they begin."""
 
 
 class Examination(BaseModel):
@@ -160,7 +160,7 @@ def ablate(
     *,
     shard: tuple[int, int] = (0, 1),
     show: ShowLine = lambda *_: None,
-    show_arm: ShowArm = lambda _: None,
+    show_part: ShowPart = lambda _: None,
 ) -> Results:
     """Train and ask every arm with every seed; write ablation.md and ablation.json.
 
@@ -168,7 +168,7 @@ def ablate(
         config: the request.
         shard: (i, n) does every n-th cell from i only and, if there are others, makes no table.
         show: told of every log line of a training.
-        show_arm: told of every arm and seed.
+        show_part: told of every arm and seed, and of the tables.
 
     Returns:
         The tables; empty for one shard of several.
@@ -180,7 +180,7 @@ def ablate(
     if not 0 <= number < count:
         raise RequestError(f"shard {number}/{count} does not exist; shards are 0/N to N-1/N")
     for arm, seed in config.cells()[number::count]:
-        show_arm(f"{arm}, seed {seed}")
+        show_part(f"{arm}, seed {seed}")
         student = str(config.train["student"])
         if config.arms[arm] is not None:
             student = str(train(config.training(arm, seed), resume=True, show=show).run)
@@ -188,6 +188,7 @@ def ablate(
             answer(_questions(config, bench, arm, seed, student))
     if count > 1:
         return {}
+    show_part(f"tables of {', '.join(bench.bench for bench in config.benches)}")  # twenty arms take minutes
     results = {bench.bench: _results(config, bench) for bench in config.benches}
     out = Path(config.out)
     rows = {bench: [asdict(each) for each in found] for bench, found in results.items()}

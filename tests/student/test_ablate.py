@@ -44,12 +44,13 @@ def test_every_arm_and_seed_is_trained_and_asked_once(
 ) -> None:
     config, seen = parse_config(values(places, tmp_path)), list[str]()
     for number in range(2):
-        assert ablate(config, shard=(number, 2), show_arm=seen.append) == {}
+        assert ablate(config, shard=(number, 2), show_part=seen.append) == {}
     assert not (tmp_path / TABLE).exists()
     assert sorted(seen) == sorted(f"{arm}, seed {seed}" for arm, seed in config.cells())
     seen.clear()
-    tables = ablate(config, show_arm=seen.append)
-    assert seen == ["zero-shot, seed 0", "SFT, seed 0", "LD+ED, seed 0", "SFT, seed 1", "LD+ED, seed 1"]
+    tables = ablate(config, show_part=seen.append)
+    assert seen[:-1] == ["zero-shot, seed 0", "SFT, seed 0", "LD+ED, seed 0", "SFT, seed 1", "LD+ED, seed 1"]
+    assert seen[-1] == "tables of tiny"
     results = tables["tiny"]
     assert [(each.name, each.num_seeds) for each in results] == [("zero-shot", 1), ("SFT", 2), ("LD+ED", 2)]
     assert results[1].gains["Avg"] == module.Estimate(value=0, low=0, high=0)  # the baseline by itself
