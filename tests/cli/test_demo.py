@@ -17,14 +17,14 @@ from tests.p4dprep.extract.builders import write_corpus
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(900)]  # 300 s pass on a busy machine
 
-NUM_STEPS = 2
+NUM_STEPS = 3
 NUM_CLIPS = {"train": 4, "test": 4}
 
 
 @pytest.fixture(autouse=True)
 def short_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of the demo but its size: `make demo` takes ten minutes."""
-    steps = {"max_steps": NUM_STEPS, "log_steps": 1, "save_steps": 1, "picture_steps": NUM_STEPS}
+    steps = {"max_steps": NUM_STEPS, "log_steps": 1, "save_steps": 2, "picture_steps": 2}
     monkeypatch.setattr(demo, "TRAINING", demo.TRAINING | steps | {"batch_size": 1, "micro_batch_size": 1})
     monkeypatch.setattr(demo, "NUM_CLIPS", NUM_CLIPS)
 
@@ -38,10 +38,10 @@ def run(*arguments: object) -> str:
 def check_student(folder: Path) -> None:
     """A run with its log, its pictures and its page, and a student that transformers loads."""
     log = run_folder.read_log(folder / "run")
-    assert [line["step"] for line in log] == [1, 2]
+    assert [line["step"] for line in log] == [1, 2, 3]
     assert {"sft", "ld", "ed/l4p_depth", "ed/l4p_flow", "ed/l4p_motion", "ed/l4p_camray"} <= log[-1].keys()
     pictures = sorted(path.stem for path in (folder / "run" / "pictures").iterdir())
-    assert pictures == ["step-00000000", "step-00000002"]
+    assert pictures == ["step-00000000", "step-00000002", "step-00000003"]
     assert (folder / "run" / "index.html").read_text().count("data:image/") >= 2
     student = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder / "exported")
     base = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder / "student")
